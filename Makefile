@@ -1,0 +1,68 @@
+# The two commands are `make train` and `make test`. Each makes a virtual
+# environment in .venv first, if that is not there and up to date.
+#
+#   make train EPOCHS=3 DATASET=~/mnist ARGS='--seed 1'
+#   make test ARGS='-k patch'
+#   PYTHON=python3.12 make test
+
+VENV := .venv
+EPOCHS ?= 20
+DATASET ?= auto
+OUT ?= result
+ARGS ?=
+
+INTERPRETER := -c 'import sys; print(sys.base_prefix, sys.version)'
+ifneq ($(origin PYTHON), undefined)
+ifneq ($(shell $(VENV)/bin/python $(INTERPRETER) 2>&1), \
+       $(shell $(PYTHON) $(INTERPRETER) 2>&1))
+# Another interpreter than that of .venv is asked for: make it anew.
+.PHONY: $(VENV)/bin/python
+endif
+endif
+PYTHON ?= python3
+
+# pip reads the one up to 25.2 and the other from 25.3 on.
+export PIP_CONSTRAINT := $(strip $(PIP_CONSTRAINT) build-constraints.txt)
+export PIP_BUILD_CONSTRAINT := \
+    $(strip $(PIP_BUILD_CONSTRAINT) build-constraints.txt)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help train test lint format clean
+
+help:
+	@echo 'make train   train the network of the article on MNIST'
+	@echo 'make test    run the tests'
+	@echo 'make lint    check style and types'
+	@echo 'make format  format the code'
+	@echo 'make clean   remove what the above have made, but for results'
+
+train: $(VENV)/installed-plot
+	$(VENV)/bin/python scripts/train_mnist.py --epoch $(EPOCHS) \
+	    --dataset $(DATASET) --out $(OUT) $(ARGS)
+
+test: $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest --numprocesses auto $(ARGS)
+
+lint: $(VENV)/installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/installed-dev
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9) and \
+	    "Python 3.9 or later is needed, and $(PYTHON) is %d.%d; choose \
+	    another with PYTHON=..." % sys.version_info[:2])'
+	$(PYTHON) -m venv --clear $(VENV)
+
+$(VENV)/installed-%: $(VENV)/bin/python setup.cfg setup.py pyproject.toml \
+        build-constraints.txt
+	@echo 'Installing chainer_shared_patch and what "make" needs in $(VENV) ...'
+	@$(VENV)/bin/python -m pip install --quiet --editable '.[$*]'
+	@touch $@

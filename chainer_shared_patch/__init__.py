@@ -1,0 +1,41 @@
+"""Share the weight of Chainer's fully connected layers along their input.
+
+Importing this package makes Chainer work on today's Python and NumPy, and
+patches its ``LinearFunction`` unless the environment variable
+``CHAINER_SHARED_PATCH`` is 0. Import it before training; whether Chainer has
+been imported before does not matter. Under the patch, and with
+``chainer.global_config.common_num = n``, a layer whose weight has the shape
+``(out_size, in_size / n)`` uses it for each of the ``n`` blocks of its input.
+
+.. admonition:: Example
+
+    >>> import chainer_shared_patch
+    >>> import chainer
+    >>> import chainer.links as L
+    >>> import numpy as np
+    >>> layer = L.Linear(1000 // 10, 900, nobias=True)
+    >>> with chainer.using_config('common_num', 10):
+    ...     y = layer(np.ones((32, 1000), np.float32))
+    >>> y.shape
+    (32, 900)
+
+"""
+
+# ruff: noqa: E402, I001
+from chainer_shared_patch import compat
+
+compat.apply()
+
+from chainer_shared_patch import config as _config
+from chainer_shared_patch.patch import (
+    install,
+    is_installed,
+    patched,
+    uninstall,
+)
+
+__version__ = '0.1.0'
+__all__ = ['install', 'is_installed', 'patched', 'uninstall']
+
+if _config.read_environment():
+    install()

@@ -1,0 +1,44 @@
+"""What Chainer 7.8.1 needs on today's Python, NumPy and CuPy.
+
+Each :class:`~importing.Fix` names one thing that is broken, the release that
+broke it and the module of Chainer that it breaks, and does nothing where it
+is not broken. None of them touches anything but Chainer's own modules.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from chainer_shared_patch.compat import (
+    cupy_versions,
+    importing,
+    mnist,
+    numpy_names,
+    pkg_resources,
+)
+from chainer_shared_patch.compat.importing import Fix
+
+__all__ = ['FIXES', 'Fix', 'apply']
+
+FIXES: tuple[Fix, ...] = (
+    *numpy_names.FIXES,
+    *pkg_resources.FIXES,
+    *cupy_versions.FIXES,
+    *mnist.FIXES,
+)
+
+
+def apply() -> None:
+    """Imports Chainer with every fix that this machine needs.
+
+    Works as well when Chainer has been imported before, and after an
+    ``import chainer`` that failed.
+    """
+    if 'chainer' not in sys.modules:
+        # What a failed import has left behind belongs to no package any more.
+        for name in list(sys.modules):
+            if name.startswith('chainer.') or name.split('.')[0] == 'chainerx':
+                del sys.modules[name]
+    importing.register(fix for fix in FIXES if fix.is_needed())
+    importlib.import_module('chainer')

@@ -1,0 +1,87 @@
+"""``pkg_resources``, which setuptools no longer has."""
+
+from __future__ import annotations
+
+import re
+import types
+from importlib import metadata
+
+from chainer_shared_patch.compat.importing import Fix, is_missing
+
+
+class ResolutionError(Exception):
+    """A requirement is not met."""
+
+
+class DistributionNotFound(ResolutionError):
+    """A requirement is not installed."""
+
+
+class VersionConflict(ResolutionError):
+    """A requirement is installed in another version."""
+
+
+def get_distribution(name: str) -> metadata.Distribution:
+    """Returns an installed distribution."""
+    try:
+        return metadata.distribution(name)
+    except metadata.PackageNotFoundError as error:
+        raise DistributionNotFound(name) from error
+
+
+def require(*requirements: str) -> None:
+    """Checks that distributions are installed.
+
+    Args:
+        requirements (tuple of str): Requirements such as ``'cupy>=13'``. To
+            check a version takes the package ``packaging``.
+
+    Raises:
+        DistributionNotFound: If one is not installed.
+        VersionConflict: If one is installed in another version.
+
+    """
+    for requirement in requirements:
+        name, specifier = re.fullmatch(  # type: ignore[union-attr]
+            r'\s*([\w.-]+)\s*(.*?)\s*', requirement
+        ).groups()
+        version = get_distribution(name).version
+        if specifier:
+            from packaging.specifiers import SpecifierSet
+
+            if not SpecifierSet(specifier).contains(version, prereleases=True):
+                raise VersionConflict(
+                    '{} {} is not {}'.format(name, version, requirement)
+                )
+
+
+class WorkingSet:
+    """The distributions that are installed."""
+
+    require = staticmethod(require)
+
+
+_substitute = types.ModuleType('pkg_resources')
+vars(_substitute).update(
+    DistributionNotFound=DistributionNotFound,
+    ResolutionError=ResolutionError,
+    VersionConflict=VersionConflict,
+    WorkingSet=WorkingSet,
+    get_distribution=get_distribution,
+    require=require,
+)
+
+FIXES = tuple(
+    Fix(
+        module=module,
+        broken='pkg_resources is gone',
+        since='setuptools 82',
+        is_needed=lambda: is_missing('pkg_resources'),
+        imports={'pkg_resources': _substitute},
+    )
+    for module in (
+        'chainer._environment_check',
+        'chainer.testing.helper',
+        'chainer.testing.doctest_helper',
+    )
+)

@@ -1,0 +1,231 @@
+"""What takes the place of ``LinearFunction``'s methods.
+
+With ``n = common_num``, ``k = in_size / n`` and the blocks
+:math:`x_j = x_{:, jk:(j+1)k}` of the input, a shared layer computes
+
+.. math::
+
+    y &= x \\cdot \\mathrm{tile}(W^\\top, (n, 1)) + b
+       = \\Bigl(\\sum_j x_j\\Bigr) W^\\top + b, \\\\
+    g_x &= \\mathrm{tile}(g_y W, (1, n)), \\\\
+    g_W &= g_y^\\top \\sum_j x_j.
+
+The algorithm ``'sum'`` computes the right-hand sides, ``'tile'`` the
+definition itself: it builds the wide weight and multiplies with that.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import chainer
+import numpy
+from chainer.functions.connection import linear
+from chainer.graph_optimizations import static_code
+from chainer.utils import type_check
+
+from chainer_shared_patch import blocks, config
+
+Method = Callable[..., Any]
+
+
+class SharedLinearFunction(linear.LinearFunction):
+    """``LinearFunction`` of a weight that the blocks of the input share.
+
+    A ``LinearFunction`` becomes one when its forward pass finds its layer
+    shared. From then on the node carries all that its backward pass needs,
+    whatever the configuration is by then and whether or not the patch is
+    still installed; and hooks, graphs and exporters see what it is.
+
+    Attributes:
+        common_num (int): The number of blocks.
+        shared_algorithm (str): ``'sum'`` or ``'tile'``.
+
+    """
+
+    common_num: int
+    shared_algorithm: str
+    _summed_x: Any
+
+    @property
+    def label(self) -> str:
+        return 'SharedLinearFunction (common_num={})'.format(self.common_num)
+
+    def backward(self, indexes: tuple, grad_outputs: tuple) -> list:
+        x, W = self.get_retained_inputs()
+        (gy,) = grad_outputs
+        n = self.common_num
+        summing = self.shared_algorithm == 'sum'
+        ret = []
+        with chainer.using_config('use_ideep', self._config_use_ideep):
+            if 0 in indexes:
+                if summing:
+                    gx = _tile_blocks(_grad_data(W, gy), n)
+                else:
+                    gx = _grad_data(_tile_blocks(W, n), gy)
+                ret.append(chainer.functions.cast(gx, x.dtype))
+            if 1 in indexes:
+                if not summing:
+                    gW = _sum_blocks(_grad_weight(x, gy, W.dtype), n)
+                elif self._summed_x is None or chainer.config.enable_backprop:
+                    gW = _grad_weight(_sum_blocks(x, n), gy, W.dtype)
+                else:
+                    summed_x = chainer.as_variable(self._summed_x)
+                    gW = _grad_weight(summed_x, gy, W.dtype)
+                ret.append(chainer.functions.cast(gW, W.dtype))
+            if 2 in indexes:
+                ret.append(chainer.functions.sum(gy, axis=0))
+        return ret
+
+
+@static_code
+def _static_sum_blocks(common_num: int, inputs: list) -> tuple:
+    return (blocks.sum_blocks(inputs[0], common_num),)
+
+
+@static_code
+def _static_tile_blocks(common_num: int, inputs: list) -> tuple:
+    return (blocks.tile_blocks(inputs[0], common_num),)
+
+
+def _sum_blocks(x: chainer.Variable, common_num: int) -> chainer.Variable:
+    return blocks.SumBlocks(common_num).apply((x,))[0]
+
+
+def _tile_blocks(x: chainer.Variable, common_num: int) -> chainer.Variable:
+    return blocks.TileBlocks(common_num).apply((x,))[0]
+
+
+def _grad_data(W: chainer.Variable, gy: chainer.Variable) -> chainer.Variable:
+    return linear.LinearGradData().apply((W, gy))[0]
+
+
+def _grad_weight(
+    x: chainer.Variable, gy: chainer.Variable, dtype: numpy.dtype
+) -> chainer.Variable:
+    return linear.LinearGradWeight(dtype).apply((x, gy))[0]
+
+
+def _is_ordinary(x_shape: tuple, W_shape: tuple, common_num: int) -> bool:
+    # Arrays that are no matrices are Chainer's own to refuse.
+    return (
+        common_num == 1
+        or len(x_shape) != 2
+        or len(W_shape) != 2
+        or x_shape[1] == W_shape[1]
+    )
+
+
+def check_type_forward(original: Method) -> Method:
+    """Makes the method that also lets the shapes of shared layers pass."""
+
+    @functools.wraps(original)
+    def check_type_forward(self: linear.LinearFunction, in_types: Any) -> None:
+        common_num = config.get_common_num()
+        if len(in_types) < 2:
+            original(self, in_types)
+            return
+        x_type, W_type = in_types[:2]
+        x_shape = type_check.eval(x_type.shape)
+        W_shape = type_check.eval(W_type.shape)
+        if _is_ordinary(x_shape, W_shape, common_num):
+            original(self, in_types)
+            return
+
+        type_check._argname((x_type, W_type), ('x', 'W'))
+        type_check.expect(
+            x_type.dtype.kind == 'f',
+            W_type.dtype.kind == 'f',
+        )
+        if x_shape[1] != common_num * W_shape[1]:
+            raise type_check.InvalidType(
+                'x.shape[1] == {} * W.shape[1]'.format(common_num),
+                '{} != {} * {} (x.shape is {}, W.shape is {})'.format(
+                    x_shape[1], common_num, W_shape[1], x_shape, W_shape
+                ),
+            )
+        type_check.expect(in_types.size() <= 3)
+        if len(in_types) == 3:
+            b_type = in_types[2]
+            type_check._argname((b_type,), ('b',))
+            type_check.expect(
+                b_type.dtype == x_type.dtype,
+                b_type.ndim == 1,
+                b_type.shape[0] == W_type.shape[0],
+            )
+
+    return check_type_forward
+
+
+def forward(original: Method) -> Method:
+    """Makes the method that computes shared layers too."""
+
+    @functools.wraps(original)
+    def forward(self: linear.LinearFunction, inputs: tuple) -> tuple:
+        common_num = config.get_common_num()
+        x, W = inputs[:2]
+        if _is_ordinary(x.shape, W.shape, common_num):
+            return original(self, inputs)
+
+        if not chainer.config.type_check:
+            with type_check.get_function_check_context(self):
+                self.check_type_forward(
+                    type_check.get_types(inputs, 'in_types', False)
+                )
+        self.common_num = common_num
+        self.shared_algorithm = config.get_shared_algorithm()
+        # Subclasses, among them those that Chainer makes up for ChainerX,
+        # stay what they are: backward knows their nodes by common_num.
+        if type(self) is linear.LinearFunction:
+            self.__class__ = SharedLinearFunction
+
+        self._summed_x = None
+        if self.shared_algorithm == 'sum':
+            (x,) = _static_sum_blocks(common_num, inputs=[x])
+            # A static graph would go on reading the first iteration's array.
+            if chainer.config.schedule_func is None:
+                self._summed_x = x
+        else:
+            (W,) = _static_tile_blocks(common_num, inputs=[W])
+        # x and W now fit each other, and Chainer's own method takes over. The
+        # indexes that it retains are those of the full x and the narrow W.
+        return original(self, (x, W) + inputs[2:])
+
+    return forward
+
+
+def forward_chainerx(original: Method) -> Method:
+    """Makes the method that leaves shared layers to NumPy and CuPy."""
+
+    @functools.wraps(original)
+    def forward_chainerx(self: linear.LinearFunction, inputs: tuple) -> Any:
+        x, W = inputs[:2]
+        if _is_ordinary(x.shape, W.shape, config.get_common_num()):
+            return original(self, inputs)
+        return chainer.Fallback
+
+    return forward_chainerx
+
+
+def backward(original: Method) -> Method:
+    """Makes the method that takes shared layers back the way they came."""
+
+    @functools.wraps(original)
+    def backward(
+        self: linear.LinearFunction, indexes: tuple, grad_outputs: tuple
+    ) -> Any:
+        if hasattr(self, 'common_num'):
+            return SharedLinearFunction.backward(self, indexes, grad_outputs)
+        return original(self, indexes, grad_outputs)
+
+    return backward
+
+
+REPLACEMENTS: dict[str, Callable[[Method], Method]] = {
+    'backward': backward,
+    'forward_chainerx': forward_chainerx,
+    'forward': forward,
+    'check_type_forward': check_type_forward,
+}

@@ -1,0 +1,66 @@
+"""Draws the bundled sample of MNIST from the full set.
+
+.. code-block:: console
+
+    $ python scripts/draw_mnist_sample.py DIRECTORY_OF_IDX_FILES
+
+The sample has the same number of images of each digit, in random order. The
+same input gives the same arrays; the bytes of the .gz depend on zlib too.
+"""
+
+import argparse
+import gzip
+import os
+import struct
+
+import numpy
+
+from chainer_shared_patch.compat.mnist import read_directory
+
+SAMPLE = os.path.join(os.path.dirname(__file__), 'mnist_sample')
+SIZES = {'train': 10000, 't10k': 2000}
+
+
+def draw(labels, size, random):
+    """Returns the indexes of ``size`` images, as many of each label."""
+    digits = numpy.unique(labels)
+    chosen = [
+        random.choice(
+            numpy.flatnonzero(labels == digit),
+            size // len(digits),
+            replace=False,
+        )
+        for digit in digits
+    ]
+    return random.permutation(numpy.concatenate(chosen))
+
+
+def write_idx(path, array):
+    header = struct.pack(
+        '>BBBB{}I'.format(array.ndim), 0, 0, 8, array.ndim, *array.shape
+    )
+    with open(path, 'wb') as file:
+        file.write(gzip.compress(header + array.tobytes(), 9, mtime=0))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('directory', help='the full MNIST, four IDX files')
+    parser.add_argument('--out', '-o', default=SAMPLE)
+    args = parser.parse_args()
+
+    random = numpy.random.RandomState(0)
+    os.makedirs(args.out, exist_ok=True)
+    for kind, size in SIZES.items():
+        full = read_directory(args.directory, kind)
+        indexes = draw(full['y'], size, random)
+        for name, array in (
+            ('images-idx3', full['x'][indexes].reshape(-1, 28, 28)),
+            ('labels-idx1', full['y'][indexes]),
+        ):
+            path = os.path.join(args.out, '{}-{}-ubyte.gz'.format(kind, name))
+            write_idx(path, array)
+
+
+if __name__ == '__main__':
+    main()
