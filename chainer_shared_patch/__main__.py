@@ -18,9 +18,8 @@ import sys
 import types
 from collections.abc import Sequence
 
-import chainer
-
 import chainer_shared_patch
+import chainer
 from chainer_shared_patch import compat, config
 
 

@@ -22,11 +22,10 @@ from typing import Any
 
 import chainer
 import numpy
+from chainer_shared_patch import blocks, config
 from chainer.functions.connection import linear
 from chainer.graph_optimizations import static_code
 from chainer.utils import type_check
-
-from chainer_shared_patch import blocks, config
 
 Method = Callable[..., Any]
 
@@ -69,7 +68,7 @@ class SharedLinearFunction(linear.LinearFunction):
             if 1 in indexes:
                 if not summing:
                     gW = _sum_blocks(_grad_weight(x, gy, W.dtype), n)
-                elif self._summed_x is None or chainer.config.enable_backprop:
+                elif chainer.config.enable_backprop:
                     gW = _grad_weight(_sum_blocks(x, n), gy, W.dtype)
                 else:
                     summed_x = chainer.as_variable(self._summed_x)
@@ -78,6 +77,10 @@ class SharedLinearFunction(linear.LinearFunction):
             if 2 in indexes:
                 ret.append(chainer.functions.sum(gy, axis=0))
         return ret
+
+
+# A static graph runs again only what it has seen as static code, and follows
+# only the arrays that are inputs or outputs of such.
 
 
 @static_code
@@ -181,12 +184,9 @@ def forward(original: Method) -> Method:
         if type(self) is linear.LinearFunction:
             self.__class__ = SharedLinearFunction
 
-        self._summed_x = None
         if self.shared_algorithm == 'sum':
             (x,) = _static_sum_blocks(common_num, inputs=[x])
-            # A static graph would go on reading the first iteration's array.
-            if chainer.config.schedule_func is None:
-                self._summed_x = x
+            self._summed_x = x
         else:
             (W,) = _static_tile_blocks(common_num, inputs=[W])
         # x and W now fit each other, and Chainer's own method takes over. The

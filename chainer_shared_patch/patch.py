@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from typing import Optional
 
 import chainer
-from chainer.functions.connection.linear import LinearFunction
-
 from chainer_shared_patch import config, functions
+from chainer.functions.connection.linear import LinearFunction
 
 _lock = threading.RLock()
 _originals: dict[str, functions.Method] = {}

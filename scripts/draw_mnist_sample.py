@@ -14,7 +14,6 @@ import os
 import struct
 
 import numpy
-
 from chainer_shared_patch.compat.mnist import read_directory
 
 SAMPLE = os.path.join(os.path.dirname(__file__), 'mnist_sample')

@@ -10,8 +10,7 @@ import argparse
 import os
 import sys
 
-import chainer_shared_patch  # isort: skip
-
+import chainer_shared_patch
 import chainer
 import chainer.functions as F
 import chainer.links as L
@@ -19,7 +18,6 @@ import numpy
 from chainer import training
 from chainer.datasets._mnist_helper import preprocess_mnist
 from chainer.training import extensions
-
 from chainer_shared_patch.compat.mnist import read_directory
 
 SAMPLE = os.path.join(os.path.dirname(__file__), 'mnist_sample')

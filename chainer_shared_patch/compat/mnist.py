@@ -19,7 +19,6 @@ from typing import Any, Optional
 
 import filelock
 import numpy
-
 from chainer_shared_patch.compat.importing import Fix
 
 # Seconds without a byte, and seconds for a whole file.

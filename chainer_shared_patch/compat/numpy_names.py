@@ -6,7 +6,6 @@ import types
 from typing import Any
 
 import numpy
-
 from chainer_shared_patch.compat.importing import Fix, is_missing
 
 
