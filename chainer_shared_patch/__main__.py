@@ -11,16 +11,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 import os
 import platform
 import runpy
 import sys
 import types
-from collections.abc import Sequence
 
 import chainer_shared_patch
-import chainer
 from chainer_shared_patch import compat, config
+import chainer
 
 
 def _make_parser() -> argparse.ArgumentParser:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy
 from chainer import function_node
 from chainer.backends import cuda
+import numpy
 
 
 def sum_blocks(x: Any, common_num: int) -> Any:

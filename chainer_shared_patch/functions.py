@@ -16,16 +16,16 @@ definition itself: it builds the wide weight and multiplies with that.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+import functools
 from typing import Any
 
-import chainer
-import numpy
 from chainer_shared_patch import blocks, config
+import chainer
 from chainer.functions.connection import linear
 from chainer.graph_optimizations import static_code
 from chainer.utils import type_check
+import numpy
 
 Method = Callable[..., Any]
 

@@ -8,14 +8,14 @@ is gone, and one that was built before it is not touched by it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
 from typing import Optional
 
-import chainer
 from chainer_shared_patch import config, functions
+import chainer
 from chainer.functions.connection.linear import LinearFunction
 
 _lock = threading.RLock()

@@ -13,8 +13,8 @@ import gzip
 import os
 import struct
 
-import numpy
 from chainer_shared_patch.compat.mnist import read_directory
+import numpy
 
 SAMPLE = os.path.join(os.path.dirname(__file__), 'mnist_sample')
 SIZES = {'train': 10000, 't10k': 2000}

@@ -12,13 +12,13 @@ import sys
 
 import chainer_shared_patch
 import chainer
-import chainer.functions as F
-import chainer.links as L
-import numpy
 from chainer import training
 from chainer.datasets._mnist_helper import preprocess_mnist
+import chainer.functions as F
+import chainer.links as L
 from chainer.training import extensions
 from chainer_shared_patch.compat.mnist import read_directory
+import numpy
 
 SAMPLE = os.path.join(os.path.dirname(__file__), 'mnist_sample')
 

@@ -1,8 +1,8 @@
 import chainer_shared_patch
+from chainer_shared_patch import config
 import chainer
 import numpy
 import pytest
-from chainer_shared_patch import config
 
 
 @pytest.fixture(autouse=True)

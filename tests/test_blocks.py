@@ -1,7 +1,7 @@
-import numpy
-import pytest
 from chainer_shared_patch import blocks
 from chainer import gradient_check
+import numpy
+import pytest
 
 DTYPES = (numpy.float16, numpy.float32, numpy.float64)
 SHAPES = [

@@ -1,14 +1,14 @@
+from chainer_shared_patch import blocks, functions, patched, uninstall
 import chainer
+from chainer import gradient_check
+from chainer.backends import intel64
 import chainer.functions as F
+from chainer.functions.connection.linear import LinearFunction
 import chainer.links as L
+from chainer.utils.type_check import InvalidType
 import chainerx
 import numpy
 import pytest
-from chainer_shared_patch import blocks, functions, patched, uninstall
-from chainer import gradient_check
-from chainer.backends import intel64
-from chainer.functions.connection.linear import LinearFunction
-from chainer.utils.type_check import InvalidType
 
 DTYPES = (numpy.float16, numpy.float32, numpy.float64)
 LAYOUTS = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 import gzip
 import hashlib
 import http.client
@@ -9,17 +11,15 @@ import os
 import sys
 import tempfile
 import time
+from typing import Any, Optional
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Optional
 
+from chainer_shared_patch.compat.importing import Fix
 import filelock
 import numpy
-from chainer_shared_patch.compat.importing import Fix
 
 # Seconds without a byte, and seconds for a whole file.
 TIMEOUT = 10

@@ -5,8 +5,8 @@ from __future__ import annotations
 import types
 from typing import Any
 
-import numpy
 from chainer_shared_patch.compat.importing import Fix, is_missing
+import numpy
 
 
 class NumPyWith(types.ModuleType):

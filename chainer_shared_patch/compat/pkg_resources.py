@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 import re
 import types
-from importlib import metadata
 
 from chainer_shared_patch.compat.importing import Fix, is_missing
 

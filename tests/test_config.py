@@ -1,0 +1,151 @@
+import os
+import subprocess
+import sys
+import threading
+
+from chainer_shared_patch import config
+import chainer
+import chainer.functions as F
+import numpy
+import pytest
+
+x = numpy.ones((2, 20), 'f')
+W = numpy.ones((3, 2), 'f')
+BAD_NUMBERS = [0, -1, 2.5, 10.0, 'ten', '10', True, None, numpy.bool_(True)]
+BAD_ALGORITHMS = ['SUM', 'mean', '', None, 1]
+
+
+@pytest.mark.parametrize('value', BAD_NUMBERS)
+@pytest.mark.parametrize('columns', [2, 20])
+def test_bad_common_num(value, columns):
+    # At its first use, be the layer an ordinary or a shared one.
+    for type_check in (True, False):
+        with chainer.using_config('common_num', value):
+            with chainer.using_config('type_check', type_check):
+                with pytest.raises(ValueError) as info:
+                    F.linear(x[:, :columns], W)
+        message = str(info.value)
+        assert 'chainer.config.common_num' in message
+        assert repr(value) in message
+        assert 'integer of at least 1' in message
+
+
+@pytest.mark.parametrize('value', BAD_ALGORITHMS)
+def test_bad_shared_algorithm(value):
+    with chainer.using_config('common_num', 10):
+        with chainer.using_config('shared_algorithm', value):
+            with pytest.raises(ValueError) as info:
+                F.linear(x, W)
+    message = str(info.value)
+    assert 'chainer.config.shared_algorithm' in message
+    assert repr(value) in message
+    assert "'sum' or 'tile'" in message
+
+
+@pytest.mark.parametrize('value', [10, numpy.int64(10), numpy.uint8(10)])
+def test_good_common_num(value):
+    with chainer.using_config('common_num', value):
+        y = F.linear(x, W)
+    assert (y.array == 20).all()
+    assert type(config.check_common_num(value, '')) is int
+
+
+def test_global_config_holds_for_all_threads():
+    chainer.global_config.common_num = 10
+    results = []
+    thread = threading.Thread(target=lambda: results.append(F.linear(x, W)))
+    thread.start()
+    thread.join()
+    assert results[0].shape == (2, 3)
+
+
+def test_using_config_holds_for_one_thread():
+    results = []
+    with chainer.using_config('common_num', 10):
+        thread = threading.Thread(
+            target=lambda: results.append(chainer.config.common_num)
+        )
+        thread.start()
+        thread.join()
+    assert results == [1]
+
+
+def run(code, **environment):
+    return subprocess.run(
+        [sys.executable, '-c', code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+PRINT = """
+import chainer_shared_patch as plugin, chainer
+print(plugin.is_installed(), chainer.config.common_num,
+      chainer.config.shared_algorithm)
+"""
+
+
+@pytest.mark.parametrize(
+    ('environment', 'expected'),
+    [
+        ({}, 'True 1 sum'),
+        ({'CHAINER_COMMON_NUM': '10'}, 'True 10 sum'),
+        ({'CHAINER_SHARED_ALGORITHM': 'tile'}, 'True 1 tile'),
+        ({'CHAINER_SHARED_PATCH': '1'}, 'True 1 sum'),
+        (
+            {'CHAINER_SHARED_PATCH': '0', 'CHAINER_COMMON_NUM': '3'},
+            'False 3 sum',
+        ),
+    ],
+)
+def test_environment(environment, expected):
+    result = run(PRINT, **environment)
+    assert result.stdout.strip() == expected, result.stderr
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'allowed'),
+    [
+        ('CHAINER_COMMON_NUM', '0', 'integer of at least 1'),
+        ('CHAINER_COMMON_NUM', '-1', 'integer of at least 1'),
+        ('CHAINER_COMMON_NUM', '2.5', 'integer of at least 1'),
+        ('CHAINER_COMMON_NUM', 'ten', 'integer of at least 1'),
+        ('CHAINER_COMMON_NUM', '', 'integer of at least 1'),
+        ('CHAINER_SHARED_ALGORITHM', 'mean', "'sum' or 'tile'"),
+        ('CHAINER_SHARED_PATCH', 'maybe', '0 (off) or 1 (on)'),
+        ('CHAINER_SHARED_PATCH', '', '0 (off) or 1 (on)'),
+    ],
+)
+def test_bad_environment(name, value, allowed):
+    result = run(PRINT, **{name: value})
+    assert result.returncode == 1
+    message = result.stderr.splitlines()[-1]
+    assert message.startswith('ValueError: ' + name)
+    assert 'it is ' in message and value in message
+    assert allowed in message
+
+
+def test_off_switch_leaves_linear_function_alone():
+    code = """
+import chainer_shared_patch
+from chainer.functions.connection.linear import LinearFunction
+print({m.__module__ for m in vars(LinearFunction).values() if callable(m)})
+"""
+    result = run(code, CHAINER_SHARED_PATCH='0')
+    assert 'chainer_shared_patch' not in result.stdout
+    assert 'chainer.functions.connection.linear' in result.stdout
+
+
+def test_setting_of_the_program_stays():
+    code = """
+import chainer_shared_patch.compat as compat
+import chainer
+chainer.global_config.common_num = 7
+from chainer_shared_patch import config
+config.read_environment()
+print(chainer.global_config.common_num)
+"""
+    result = run(code, CHAINER_COMMON_NUM='10')
+    assert result.stdout.strip() == '7', result.stderr

@@ -1,0 +1,272 @@
+import multiprocessing
+import threading
+
+from chainer_shared_patch import (
+    install,
+    is_installed,
+    patched,
+    uninstall,
+)
+import chainer
+import chainer.functions as F
+from chainer.functions.connection.linear import LinearFunction
+from chainer.utils.type_check import InvalidType
+import numpy
+import pytest
+
+NAMES = ('check_type_forward', 'forward', 'forward_chainerx', 'backward')
+x = numpy.ones((2, 20), 'f')
+W = numpy.ones((3, 2), 'f')
+
+
+@pytest.fixture
+def originals():
+    """Chainer's own methods; the patch is not installed to begin with."""
+    uninstall()
+    return current()
+
+
+def current():
+    return {name: vars(LinearFunction)[name] for name in NAMES}
+
+
+def works(common_num=10):
+    with chainer.using_config('common_num', common_num):
+        try:
+            y = F.linear(x, W)
+        except InvalidType:
+            return False
+    return bool((y.array == 20).all())
+
+
+def test_install_replaces_the_methods(originals):
+    assert not is_installed()
+    assert not works()
+    install()
+    assert is_installed()
+    assert works()
+    for name in NAMES:
+        assert vars(LinearFunction)[name] is not originals[name]
+        assert vars(LinearFunction)[name].__name__ == name
+
+
+def test_uninstall_restores_the_very_same_methods(originals):
+    install()
+    uninstall()
+    assert not is_installed()
+    assert not works()
+    assert current() == originals
+
+
+def test_twice_is_once(originals):
+    install()
+    once = current()
+    install()
+    assert current() == once
+    uninstall()
+    assert current() == originals
+    uninstall()
+    assert current() == originals
+
+
+def test_again_and_again(originals):
+    for _ in range(3):
+        install()
+        assert works()
+        uninstall()
+        assert not works()
+    assert current() == originals
+
+
+class TestForeignPatch:
+    @pytest.mark.parametrize('name', NAMES)
+    def test_on_top(self, originals, monkeypatch, name):
+        install()
+        ours = vars(LinearFunction)[name]
+        calls = []
+
+        def foreign(self, *args):
+            calls.append(args)
+            return ours(self, *args)
+
+        monkeypatch.setattr(LinearFunction, name, foreign)
+        before = current()
+        with pytest.raises(RuntimeError) as info:
+            uninstall()
+        assert 'LinearFunction.' + name in str(info.value)
+        assert 'foreign' in str(info.value)
+        assert current() == before
+        assert is_installed()
+        assert works()
+        # Installing again puts nothing on top of the foreign method.
+        install()
+        assert current() == before
+        monkeypatch.undo()
+        uninstall()
+        assert current() == originals
+
+    def test_on_top_is_called_once_for_a_shared_layer(self, monkeypatch):
+        ours = LinearFunction.forward
+        calls = []
+
+        def foreign(self, inputs):
+            calls.append(inputs)
+            return ours(self, inputs)
+
+        monkeypatch.setattr(LinearFunction, 'forward', foreign)
+        assert works()
+        assert len(calls) == 1
+
+    def test_beneath(self, originals, monkeypatch):
+        def foreign(self, inputs):
+            (y,) = originals['forward'](self, inputs)
+            return (2 * y,)
+
+        monkeypatch.setattr(LinearFunction, 'forward', foreign)
+        with patched(common_num=10):
+            # It serves both the ordinary and the shared layer.
+            assert (F.linear(x[:, :2], W).array == 4).all()
+            assert (F.linear(x, W).array == 40).all()
+        assert vars(LinearFunction)['forward'] is foreign
+
+    def test_that_put_the_original_back(self, originals):
+        install()
+        LinearFunction.forward = originals['forward']
+        assert not is_installed()
+        install()
+        assert is_installed()
+        assert works()
+        LinearFunction.forward = originals['forward']
+        uninstall()
+        assert current() == originals
+
+
+class TestPatched:
+    def test_installs_for_the_block(self, originals):
+        with patched(common_num=10, shared_algorithm='tile'):
+            assert is_installed()
+            assert chainer.config.common_num == 10
+            assert chainer.config.shared_algorithm == 'tile'
+            assert (F.linear(x, W).array == 20).all()
+        assert current() == originals
+        assert chainer.config.common_num == 1
+        assert chainer.config.shared_algorithm == 'sum'
+
+    def test_leaves_an_installed_patch(self):
+        before = current()
+        with patched(common_num=10):
+            assert current() == before
+        assert current() == before
+
+    def test_nested(self, originals):
+        with patched(common_num=5):
+            with patched(common_num=10):
+                assert (F.linear(x, W).array == 20).all()
+            assert is_installed()
+            assert chainer.config.common_num == 5
+        assert current() == originals
+
+    def test_after_an_error(self, originals):
+        with pytest.raises(ZeroDivisionError):
+            with patched(common_num=10):
+                raise ZeroDivisionError
+        assert current() == originals
+        assert chainer.config.common_num == 1
+
+    def test_install_within_lasts(self, originals):
+        with patched():
+            install()
+        assert is_installed()
+
+    def test_uninstall_within_lasts(self):
+        with patched():
+            uninstall()
+        assert not is_installed()
+
+    @pytest.mark.parametrize(
+        'arguments',
+        [{'common_num': 0}, {'common_num': True}, {'shared_algorithm': 'x'}],
+    )
+    def test_bad_arguments_change_nothing(self, originals, arguments):
+        ((name, value),) = arguments.items()
+        with pytest.raises(ValueError, match=name + '.*' + repr(value)):
+            with patched(**arguments):
+                pass
+        assert current() == originals
+        assert chainer.config.common_num == 1
+
+    def test_as_a_decorator(self, originals):
+        @patched(common_num=10)
+        def forward():
+            return F.linear(x, W)
+
+        assert forward().shape == (2, 3)
+        assert current() == originals
+
+
+def run_in_threads(target, arguments):
+    errors = []
+
+    def run(argument):
+        try:
+            target(argument)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(a,)) for a in arguments]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    if errors:
+        raise errors[0]
+
+
+class TestThreads:
+    def test_blocks_that_overlap(self, originals):
+        barrier = threading.Barrier(4)
+
+        def blocks_of_one_thread(common_num):
+            wide = numpy.ones((2, common_num * 2), 'f')
+            barrier.wait()
+            for _ in range(200):
+                with patched(common_num=common_num):
+                    y = F.linear(wide, W)
+                    assert (y.array == 2 * common_num).all()
+
+        run_in_threads(blocks_of_one_thread, [2, 3, 5, 10])
+        assert current() == originals
+
+    def test_installing_while_others_compute(self):
+        done = threading.Event()
+
+        def compute(_):
+            while not done.is_set():
+                assert works(common_num=1) is False
+                y = F.linear(x[:, :2], W)
+                assert (y.array == 2).all()
+
+        def toggle(_):
+            for _ in range(300):
+                uninstall()
+                install()
+            done.set()
+
+        run_in_threads(lambda target: target(None), [compute, compute, toggle])
+
+
+def compute_in_child(connection):
+    connection.send((is_installed(), works()))
+
+
+@pytest.mark.parametrize('method', multiprocessing.get_all_start_methods())
+def test_child_processes(method):
+    context = multiprocessing.get_context(method)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=compute_in_child, args=(sender,))
+    process.start()
+    assert receiver.poll(60)
+    assert receiver.recv() == (True, True)
+    process.join(60)
+    assert process.exitcode == 0
