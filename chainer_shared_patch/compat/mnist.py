@@ -97,14 +97,16 @@ def read_idx(content: bytes, source: str) -> numpy.ndarray:
     """
     content = _uncompressed(content, source)
     ndim = content[3] if content[:3] == b'\0\0\x08' and content[3:] else 0
-    if ndim == 0:
+    header = 4 + 4 * ndim
+    if ndim == 0 or len(content) < header:
         raise ValueError(
             '{} is no IDX file of unsigned bytes: it begins with {!r}, not '
-            "with b'\\x00\\x00\\x08'".format(source, content[:3])
+            "with b'\\x00\\x00\\x08', the number of axes and their "
+            'lengths'.format(source, content[:3])
         )
-    shape = numpy.frombuffer(content[4 : 4 + 4 * ndim], '>u4').tolist()
-    body = content[4 + 4 * ndim :]
-    if len(shape) != ndim or len(body) != numpy.prod(shape, dtype=object):
+    shape = numpy.frombuffer(content[4:header], '>u4').tolist()
+    body = content[header:]
+    if len(body) != numpy.prod(shape, dtype=object):
         raise ValueError(
             '{} should hold {} bytes after its header, but holds {}'.format(
                 source, ' * '.join(map(str, shape)), len(body)

@@ -10,7 +10,9 @@ import numpy
 
 
 class NumPyWith(types.ModuleType):
-    """NumPy and the names given, for one module of Chainer.
+    """NumPy and the names given.
+
+    For code that does not ask whether an array module ``is numpy``.
 
     .. admonition:: Example
 
@@ -44,6 +46,16 @@ _NO_DISTUTILS = types.SimpleNamespace(
     system_info=types.SimpleNamespace(get_info=lambda name: {})
 )
 
+
+def _mend_resize_images(module: Any) -> None:
+    # The one function that says numpy.float; the others ask `xp is numpy`.
+    function = module.compute_indices_and_weights
+    names = {**vars(module), 'numpy': NumPyWith(float=float)}
+    module.compute_indices_and_weights = types.FunctionType(
+        function.__code__, names, function.__name__
+    )
+
+
 FIXES = (
     Fix(
         module='chainer.functions.array.as_strided',
@@ -57,7 +69,7 @@ FIXES = (
         broken='numpy.float is gone',
         since='NumPy 1.24',
         is_needed=lambda: _is_at_least('1.24.0'),
-        imports={'numpy': NumPyWith(float=float)},
+        mend=_mend_resize_images,
     ),
     Fix(
         module='chainer._environment_check',

@@ -1,0 +1,192 @@
+"""Chainer's import, in fresh interpreters."""
+
+import os
+import subprocess
+import sys
+
+import chainer_shared_patch  # noqa: F401
+from chainer_shared_patch import compat
+import pytest
+
+
+def run(code, *args):
+    result = subprocess.run(
+        [sys.executable, *args, '-c', code],
+        env={**os.environ, 'PYTHONWARNINGS': 'ignore::DeprecationWarning'},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+# Hides modules as if they were not installed.
+HIDE = """
+import sys
+
+class Hidden:
+    names = {names!r}
+
+    def find_spec(self, name, path=None, target=None):
+        if any((name + '.').startswith(n + '.') for n in self.names):
+            raise ModuleNotFoundError('No module named ' + repr(name))
+
+sys.meta_path.insert(0, Hidden())
+"""
+# find_spec of a missing module returns None, so names are hidden from the
+# path instead where a fix asks whether they are there.
+HIDE_FROM_FIND_SPEC = """
+import importlib.util, sys
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: (
+    None if name in {names!r} else find_spec(name, package))
+"""
+
+NAMESPACES = """
+import sys, types
+import numpy
+
+def find_made_up():
+    # Real modules have been found by the import system.
+    return {
+        name for name, module in sys.modules.items()
+        if getattr(module, '__spec__', None) is None
+        and not name.startswith(('__', 'pyexpat', 'xml.parsers.expat'))
+    }
+
+names, made_up = set(vars(numpy)), find_made_up()
+import chainer_shared_patch
+import chainer
+import chainer.testing
+added = set(vars(numpy)) - names
+assert all(isinstance(vars(numpy)[name], types.ModuleType) for name in added)
+assert all('numpy.' + name in sys.modules for name in added), added
+assert find_made_up() == made_up, find_made_up() - made_up
+"""
+
+USE = """
+import chainer, chainer.testing, numpy
+import chainer.functions as F
+x = chainer.Variable(numpy.arange(6.).reshape(2, 3))
+y = F.as_strided(x, (3, 2), (1, 3), 0)
+y.grad = numpy.ones((3, 2))
+y.backward()
+assert (x.grad == 1).all()
+x = numpy.arange(16.).reshape(1, 1, 4, 4).astype('f')
+y = F.resize_images(x, (2, 2))
+assert (y.array == [[[[0, 3], [12, 15]]]]).all(), y
+
+@chainer.testing.with_requires('chainer')
+def yes():
+    pass
+
+@chainer.testing.with_requires('no-such-distribution>=1')
+def no():
+    pass
+
+@chainer.testing.with_requires('chainer>=8')
+def neither():
+    pass
+
+assert not getattr(yes, '__unittest_skip__', False)
+assert no.__unittest_skip__ and neither.__unittest_skip__
+"""
+
+REMOVED = ('pkg_resources', 'numpy.distutils')
+
+
+def test_namespaces_are_left_as_they_were():
+    run(NAMESPACES)
+
+
+def test_namespaces_are_left_where_everything_is_broken():
+    run(
+        HIDE.format(names=REMOVED)
+        + HIDE_FROM_FIND_SPEC.format(names=REMOVED)
+        + NAMESPACES
+        + 'assert not set(sys.modules) & {!r}'.format(set(REMOVED))
+    )
+
+
+def test_what_was_broken_works():
+    run('import chainer_shared_patch' + USE)
+
+
+def test_what_was_broken_works_where_everything_is():
+    run(
+        HIDE.format(names=REMOVED)
+        + HIDE_FROM_FIND_SPEC.format(names=REMOVED)
+        + 'import chainer_shared_patch'
+        + USE
+    )
+
+
+def test_after_an_import_that_failed():
+    run(
+        """
+import sys
+sys.modules['six'] = None
+try:
+    import chainer
+except ImportError:
+    pass
+else:
+    raise AssertionError
+del sys.modules['six']
+assert [name for name in sys.modules if name.startswith('chainer.')]
+import chainer_shared_patch
+"""
+        + USE
+    )
+
+
+def test_after_an_import_that_others_made_work():
+    # Somebody's own makeshift, as they are found on the net.
+    run(
+        """
+import sys, types
+import numpy
+numpy.sctypes = {
+    'int': [numpy.int8, numpy.int16, numpy.int32, numpy.int64],
+    'float': [numpy.float16, numpy.float32, numpy.float64],
+}
+distutils = types.ModuleType('numpy.distutils')
+distutils.system_info = types.ModuleType('numpy.distutils.system_info')
+distutils.system_info.get_info = lambda name: {}
+numpy.distutils = sys.modules['numpy.distutils'] = distutils
+sys.modules['numpy.distutils.system_info'] = distutils.system_info
+resources = types.ModuleType('pkg_resources')
+resources.DistributionNotFound = resources.VersionConflict = KeyError
+def require(name):
+    raise KeyError
+resources.require = require
+sys.modules['pkg_resources'] = resources
+import chainer
+del numpy.sctypes, numpy.distutils
+for name in ('pkg_resources', 'numpy.distutils'):
+    del sys.modules[name]
+del sys.modules['numpy.distutils.system_info']
+import chainer_shared_patch
+"""
+        + USE
+    )
+
+
+def test_optimized_interpreter():
+    run('import chainer_shared_patch', '-OO')
+
+
+def test_apply_twice():
+    applied = [fix.is_applied() for fix in compat.FIXES]
+    finders = list(sys.meta_path)
+    compat.apply()
+    assert [fix.is_applied() for fix in compat.FIXES] == applied
+    assert sys.meta_path == finders
+
+
+@pytest.mark.parametrize('fix', compat.FIXES, ids=lambda fix: fix.module)
+def test_every_fix_says_what_it_is_for(fix):
+    assert fix.broken
+    assert fix.since
+    assert fix.module.split('.')[0] == 'chainer'

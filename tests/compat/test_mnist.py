@@ -1,0 +1,357 @@
+import contextlib
+import gzip
+import hashlib
+import http.server
+import multiprocessing
+import os
+import struct
+import threading
+import time
+
+import chainer_shared_patch  # noqa: F401
+import chainer
+from chainer.dataset import download
+from chainer_shared_patch.compat import mnist
+import numpy
+import pytest
+
+N = {'train': 30, 't10k': 20}
+
+
+def make_idx(array):
+    header = struct.pack('>HBB', 0, 8, array.ndim)
+    shape = struct.pack('>{}I'.format(array.ndim), *array.shape)
+    return header + shape + array.tobytes()
+
+
+@pytest.fixture(scope='module')
+def arrays():
+    random = numpy.random.RandomState(0)
+    return {
+        kind: {
+            'x': random.randint(0, 256, (n, 784)).astype('u1'),
+            'y': random.randint(0, 10, n).astype('u1'),
+        }
+        for kind, n in N.items()
+    }
+
+
+@pytest.fixture(scope='module')
+def files(arrays):
+    """The uncompressed files by name."""
+    result = {}
+    for kind, pair in arrays.items():
+        images = make_idx(pair['x'].reshape(-1, 28, 28))
+        result[kind + '-images-idx3-ubyte'] = images
+        result[kind + '-labels-idx1-ubyte'] = make_idx(pair['y'])
+    return result
+
+
+class Server:
+    """Serves answers: functions of a request handler and a path."""
+
+    def __init__(self, answer):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(handler):
+                self.requests.append(handler.path.lstrip('/'))
+                # A client that gives up is what some tests are about.
+                with contextlib.suppress(ConnectionError):
+                    answer(handler, handler.path.lstrip('/'))
+
+            def log_message(self, *args):
+                pass
+
+        self.requests = []
+        self.server = http.server.ThreadingHTTPServer(
+            ('127.0.0.1', 0), Handler
+        )
+        self.server.daemon_threads = True
+        self.url = 'http://127.0.0.1:{}/'.format(self.server.server_port)
+        threading.Thread(target=self.server.serve_forever).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def send(handler, content, length=None):
+    handler.send_response(200)
+    if length is None:
+        length = len(content)
+    handler.send_header('Content-Length', str(length))
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+@pytest.fixture
+def serve(files):
+    """Makes a server that answers in one of the ways below."""
+    stop = threading.Event()
+
+    def good(handler, path):
+        send(handler, gzip.compress(files[path[: -len('.gz')]]))
+
+    def truncated(handler, path):
+        content = gzip.compress(files[path[: -len('.gz')]])
+        send(handler, content[:-20], len(content))
+
+    def truncated_without_length(handler, path):
+        handler.send_response(200)
+        handler.end_headers()
+        content = gzip.compress(files[path[: -len('.gz')]])
+        handler.wfile.write(content[:-20])
+
+    def wrong(handler, path):
+        content = bytearray(files[path[: -len('.gz')]])
+        content[-1] ^= 1
+        send(handler, gzip.compress(bytes(content)))
+
+    def forbidden(handler, path):
+        handler.send_error(403)
+
+    def not_gzip(handler, path):
+        send(handler, b'<html>no longer here</html>')
+
+    def hanging(handler, path):
+        stop.wait(60)
+
+    def dripping(handler, path):
+        handler.send_response(200)
+        handler.end_headers()
+        while not stop.wait(0.05):
+            handler.wfile.write(b'\0')
+
+    def slow(handler, path):
+        time.sleep(0.2)
+        good(handler, path)
+
+    servers = []
+    answers = locals()
+
+    def serve(name):
+        servers.append(Server(answers[name]))
+        return servers[-1]
+
+    yield serve
+    stop.set()
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def root(tmp_path):
+    before = download.get_dataset_root()
+    download.set_dataset_root(str(tmp_path))
+    yield tmp_path / 'test-mnist'
+    download.set_dataset_root(before)
+
+
+def data_set(files, *mirrors):
+    sha256 = {
+        name: hashlib.sha256(content).hexdigest()
+        for name, content in files.items()
+    }
+    return mnist.DataSet('test-mnist', mirrors, sha256)
+
+
+def assert_is(actual, expected):
+    assert sorted(actual) == ['x', 'y']
+    for name in actual:
+        assert actual[name].dtype == numpy.uint8
+        numpy.testing.assert_array_equal(actual[name], expected[name])
+
+
+@pytest.mark.parametrize('kind', N)
+def test_good_mirror(files, arrays, serve, root, kind):
+    server = serve('good')
+    d = data_set(files, server.url)
+    assert_is(mnist.retrieve(d, kind), arrays[kind])
+    assert server.requests == [n + '.gz' for n in files if kind in n]
+    # The second time it comes from the cache, which is all that is left.
+    assert_is(mnist.retrieve(d, kind), arrays[kind])
+    assert len(server.requests) == 2
+    name = {'train': 'train.npz', 't10k': 'test.npz'}[kind]
+    assert {p.name for p in root.iterdir()} - {name + '.lock'} == {name}
+
+
+DEFECTS = {
+    'truncated': 'bytes',
+    'truncated_without_length': 'gzip',
+    'wrong': 'SHA-256',
+    'forbidden': '403',
+    'not_gzip': 'SHA-256',
+    'hanging': 'timed out',
+    'dripping': 'seconds',
+}
+
+
+@pytest.mark.parametrize('defect', DEFECTS)
+def test_bad_mirror(files, arrays, serve, root, monkeypatch, defect):
+    monkeypatch.setattr(mnist, 'TIMEOUT', 0.5)
+    monkeypatch.setattr(mnist, 'DEADLINE', 0.5)
+    bad, good = serve(defect), serve('good')
+    both = data_set(files, bad.url, good.url)
+    assert_is(mnist.retrieve(both, 'train'), arrays['train'])
+    assert len(bad.requests) == len(good.requests) == 2
+
+    with pytest.raises(OSError) as info:
+        mnist.retrieve(data_set(files, bad.url), 't10k')
+    message = str(info.value)
+    assert bad.url + 't10k-images-idx3-ubyte.gz' in message
+    assert DEFECTS[defect] in message
+    assert not (root / 'test.npz').exists()
+    assert not list(root.glob('tmp*'))
+
+
+def test_dead_mirror(files, arrays, serve, root):
+    dead, good = serve('good'), serve('good')
+    dead.close()
+    d = data_set(files, dead.url, good.url)
+    assert_is(mnist.retrieve(d, 'train'), arrays['train'])
+
+
+def test_no_mirror(files, root):
+    urls = ['http://127.0.0.1:9/a/', 'http://127.0.0.1:9/b/']
+    with pytest.raises(OSError) as info:
+        mnist.retrieve(data_set(files, *urls), 'train')
+    message = str(info.value)
+    for url in urls:
+        assert url + 'train-images-idx3-ubyte.gz' in message
+    # And where to put which files.
+    assert str(root) in message
+    for name in files:
+        assert name in message
+
+
+@pytest.mark.parametrize('compress', [bytes, gzip.compress])
+def test_files_put_there_by_hand(files, arrays, root, compress):
+    root.mkdir()
+    for name, content in files.items():
+        suffix = '' if compress is bytes else '.gz'
+        (root / (name + suffix)).write_bytes(compress(content))
+    assert_is(mnist.retrieve(data_set(files), 'train'), arrays['train'])
+    assert_is(mnist.retrieve(data_set(files), 't10k'), arrays['t10k'])
+
+
+def test_wrong_file_put_there_by_hand(files, arrays, serve, root):
+    root.mkdir()
+    path = root / 'train-images-idx3-ubyte'
+    path.write_bytes(files['t10k-images-idx3-ubyte'])
+    with pytest.raises(OSError) as info:
+        mnist.retrieve(data_set(files), 'train')
+    assert '{}: its content has the SHA-256'.format(path) in str(info.value)
+    d = data_set(files, serve('good').url)
+    assert_is(mnist.retrieve(d, 'train'), arrays['train'])
+
+
+def test_damaged_cache(files, root):
+    root.mkdir()
+    path = root / 'train.npz'
+    for content in (b'', b'PK\x03\x04 cut off', b'\x93NUMPY'):
+        path.write_bytes(content)
+        with pytest.raises(OSError, match='delete it') as info:
+            mnist.retrieve(data_set(files), 'train')
+        assert str(path) in str(info.value)
+
+
+def retrieve_in_process(directory, data_set, barrier, queue):
+    download.set_dataset_root(directory)
+    barrier.wait(60)
+    queue.put(mnist.retrieve(data_set, 'train'))
+
+
+def test_processes_that_start_at_once(files, arrays, serve, root):
+    server = serve('slow')
+    context = multiprocessing.get_context('spawn')
+    barrier, queue = context.Barrier(3), context.Queue()
+    args = (str(root.parent), data_set(files, server.url), barrier, queue)
+    processes = [
+        context.Process(target=retrieve_in_process, args=args)
+        for _ in range(3)
+    ]
+    for process in processes:
+        process.start()
+    for _ in processes:
+        assert_is(queue.get(timeout=60), arrays['train'])
+    for process in processes:
+        process.join(60)
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ('module', 'get', 'real'),
+    [
+        ('mnist', 'get_mnist', mnist.MNIST),
+        ('fashion_mnist', 'get_fashion_mnist', mnist.FASHION_MNIST),
+    ],
+)
+def test_chainers_own_functions(
+    files, arrays, root, monkeypatch, module, get, real
+):
+    def retrieve(data_set, kind):
+        assert data_set is real
+        return arrays[kind]
+
+    monkeypatch.setattr(mnist, 'retrieve', retrieve)
+    train, test = getattr(chainer.datasets, get)()
+    for data, kind in ((train, 'train'), (test, 't10k')):
+        assert len(data) == N[kind]
+        images, labels = data[:][0], [label for _, label in data]
+        assert images[0].dtype == numpy.float32
+        numpy.testing.assert_allclose(images[0], arrays[kind]['x'][0] / 255)
+        numpy.testing.assert_array_equal(labels, arrays[kind]['y'])
+
+
+@pytest.mark.parametrize('data', [mnist.MNIST, mnist.FASHION_MNIST])
+def test_addresses(data):
+    assert len(data.mirrors) >= 2
+    assert all(mirror.endswith('/') for mirror in data.mirrors)
+    assert all(len(bytes.fromhex(h)) == 32 for h in data.sha256.values())
+    assert [name.split('-')[0] for name in data.sha256] == [
+        'train',
+        'train',
+        't10k',
+        't10k',
+    ]
+
+
+class TestReadDirectory:
+    @pytest.fixture
+    def directory(self, tmp_path, files):
+        for name, content in files.items():
+            (tmp_path / name).write_bytes(content)
+        return tmp_path
+
+    def test_plain_and_gzipped(self, directory, arrays):
+        path = directory / 'train-images-idx3-ubyte'
+        (directory / (path.name + '.gz')).write_bytes(
+            gzip.compress(path.read_bytes())
+        )
+        path.unlink()
+        read = mnist.read_directory(str(directory), 'train')
+        assert_is(read, arrays['train'])
+
+    def test_missing_file(self, directory):
+        os.unlink(str(directory / 'train-labels-idx1-ubyte'))
+        with pytest.raises(FileNotFoundError, match='train-labels-idx1-ubyte'):
+            mnist.read_directory(str(directory), 'train')
+
+    @pytest.mark.parametrize(
+        ('damage', 'words'),
+        [
+            (lambda content: content[:-1], 'should hold 30 \\* 28 \\* 28'),
+            (lambda content: content + b'x', 'should hold'),
+            (lambda content: content[:7], 'no IDX file'),
+            (lambda content: b'', 'no IDX file'),
+            (lambda content: b'\0\0\x0d' + content[3:], 'no IDX file'),
+            (lambda content: gzip.compress(content)[:-9], 'no whole gzip'),
+            (lambda content: make_idx(numpy.zeros((30, 8, 8), 'u1')), '28'),
+            (lambda content: make_idx(numpy.zeros((9, 28, 28), 'u1')), '30'),
+        ],
+    )
+    def test_damaged_file(self, directory, damage, words):
+        path = directory / 'train-images-idx3-ubyte'
+        path.write_bytes(damage(path.read_bytes()))
+        with pytest.raises(ValueError, match=words) as info:
+            mnist.read_directory(str(directory), 'train')
+        assert str(directory) in str(info.value)
