@@ -1,0 +1,46 @@
+"""The README's commands and code, and the gate that runs them."""
+
+from pathlib import Path
+import re
+
+import chainer_shared_patch
+from chainer.utils.type_check import InvalidType
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / 'README.md').read_text(encoding='utf-8')
+
+
+def code_blocks(language):
+    return re.findall(r'```{}\n(.*?)```'.format(language), README, re.DOTALL)
+
+
+def test_the_gate_runs_the_two_commands():
+    commands = re.findall(r'\$ (.*)', code_blocks('console')[0])
+    assert commands == ['make train', 'make test']
+    gate = (ROOT / '.ci' / 'run').read_text(encoding='utf-8').splitlines()
+    for command in commands:
+        assert any(re.match(command + r'\b', line) for line in gate)
+
+
+def test_the_commands_are_targets_of_the_makefile():
+    makefile = (ROOT / 'Makefile').read_text(encoding='utf-8')
+    targets = set(re.findall(r'(?:`|\$ |=\S+ )make\s([a-z]+)', README))
+    assert {'train', 'test', 'lint', 'format'} <= targets
+    for target in targets:
+        assert re.search('^{}:'.format(target), makefile, re.MULTILINE), target
+
+
+def test_the_code_works():
+    with_patch, without_patch = code_blocks('python')
+    names = {}
+    exec(with_patch, names)
+    assert names['y'].shape == (32, 900)
+    with pytest.raises(InvalidType, match='1000 != 100'):
+        exec(without_patch, names)
+    assert not chainer_shared_patch.is_installed()
+
+
+def test_the_files_linked_to_exist():
+    for path in re.findall(r'\]\((?!http)([^)#]+)\)', README):
+        assert (ROOT / path).exists(), path
