@@ -11,12 +11,14 @@ DATASET ?= auto
 OUT ?= result
 ARGS ?=
 
-INTERPRETER := -c 'import sys; print(sys.base_prefix, sys.version)'
 ifneq ($(origin PYTHON), undefined)
-ifneq ($(shell $(VENV)/bin/python $(INTERPRETER) 2>&1), \
-       $(shell $(PYTHON) $(INTERPRETER) 2>&1))
+ifneq ($(wildcard $(VENV)/bin/python),)
+INTERPRETER := -c 'import sys; print(sys.base_prefix, sys.version)'
+ifneq ($(shell $(VENV)/bin/python $(INTERPRETER)), \
+       $(shell $(PYTHON) $(INTERPRETER)))
 # Another interpreter than that of .venv is asked for: make it anew.
 .PHONY: $(VENV)/bin/python
+endif
 endif
 endif
 PYTHON ?= python3
