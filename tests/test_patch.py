@@ -260,6 +260,7 @@ def compute_in_child(connection):
     connection.send((is_installed(), works()))
 
 
+@pytest.mark.filterwarnings('ignore:.*multi-threaded:DeprecationWarning')
 @pytest.mark.parametrize('method', multiprocessing.get_all_start_methods())
 def test_child_processes(method):
     context = multiprocessing.get_context(method)

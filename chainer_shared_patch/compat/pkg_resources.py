@@ -1,4 +1,4 @@
-"""``pkg_resources``, which setuptools no longer has."""
+"""``pkg_resources``, which setuptools 82 no longer has."""
 
 from __future__ import annotations
 
@@ -61,6 +61,16 @@ class WorkingSet:
     require = staticmethod(require)
 
 
+def _is_needed() -> bool:
+    if is_missing('pkg_resources'):
+        return True
+    try:
+        major, minor = get_distribution('setuptools').version.split('.')[:2]
+    except DistributionNotFound:
+        return False
+    return (int(major), int(minor)) >= (80, 9)
+
+
 _substitute = types.ModuleType('pkg_resources')
 vars(_substitute).update(
     DistributionNotFound=DistributionNotFound,
@@ -74,9 +84,9 @@ vars(_substitute).update(
 FIXES = tuple(
     Fix(
         module=module,
-        broken='pkg_resources is gone',
-        since='setuptools 82',
-        is_needed=lambda: is_missing('pkg_resources'),
+        broken='pkg_resources warns of its removal, and is gone since 82',
+        since='setuptools 80.9',
+        is_needed=_is_needed,
         imports={'pkg_resources': _substitute},
     )
     for module in (
