@@ -21,6 +21,7 @@ import types
 import chainer_shared_patch
 from chainer_shared_patch import compat, config
 import chainer
+from chainer.backends import cuda
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -115,6 +116,10 @@ def print_info() -> None:
     print('chainer_shared_patch:', chainer_shared_patch.__version__)
     print('Python:', platform.python_version())
     chainer.print_runtime_info()
+    try:
+        cuda.check_cuda_available()
+    except RuntimeError as error:
+        print('CUDA:', ' '.join(str(error).split()))
     state = 'installed' if chainer_shared_patch.is_installed() else 'off'
     print('Patch:', state)
     for name in ('common_num', 'shared_algorithm'):

@@ -1,6 +1,9 @@
 """Chainer's own check of CuPy's version, with distributions made up."""
 
 from importlib import metadata
+import os
+import subprocess
+import sys
 import warnings
 
 import chainer_shared_patch  # noqa: F401
@@ -53,3 +56,24 @@ def test_warning_of_two_cupys(monkeypatch):
 def test_warning_of_another_ideep(monkeypatch):
     (warning,) = check(monkeypatch, {'ideep4py': '1.0.4'})
     assert 'iDeep (ideep4py) version 1.0.4 may not be compatible' in warning
+
+
+def test_cupy_that_misses_a_piece_still_says_so(tmp_path):
+    (tmp_path / 'cupy.py').write_text(
+        'raise ImportError("libcublas.so.12: cannot open shared object file")'
+    )
+    code = (
+        'import chainer_shared_patch\n'
+        'from chainer.backends import cuda\n'
+        'cuda.check_cuda_available()'
+    )
+    for command in (('-c', code), ('-m', 'chainer_shared_patch', '--info')):
+        result = subprocess.run(
+            [sys.executable, *command],
+            env={**os.environ, 'PYTHONPATH': str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        output = result.stdout + result.stderr
+        assert 'libcublas.so.12: cannot open shared object file' in output
