@@ -49,19 +49,20 @@ def sum_blocks(x: Any, common_num: int) -> Any:
             'the columns of x must be a multiple of common_num, but x.shape '
             'is {} and common_num is {}'.format(x.shape, common_num)
         )
-    accumulator = numpy.promote_types(x.dtype, numpy.float32)
     if isinstance(x, cuda.ndarray):
-        return _sum_blocks_gpu(x, common_num, k, accumulator)
+        return _sum_blocks_gpu(x, common_num, k)
     blocks = numpy.asarray(x).reshape(batch_size, common_num, k)
-    # About the cost of copying x, and faster than ndarray.sum. Writing into
-    # float16 directly would round at every refill of einsum's buffer.
-    y = numpy.einsum('bnk->bk', blocks, dtype=accumulator, order='C')
-    return y.astype(x.dtype, copy=False)
+    # About the cost of copying x, and faster than ndarray.sum, as long as
+    # nothing has to be cast.
+    if x.dtype.itemsize == 2:
+        y = numpy.einsum('bnk->bk', blocks, dtype=numpy.float32)
+    else:
+        y = numpy.einsum('bnk->bk', blocks)
+    return y.astype(x.dtype, order='C', copy=False)
 
 
-def _sum_blocks_gpu(
-    x: Any, common_num: int, k: int, accumulator: numpy.dtype
-) -> Any:
+def _sum_blocks_gpu(x: Any, common_num: int, k: int) -> Any:
+    zero = numpy.promote_types(x.dtype, numpy.float32).type(0)
     y = cuda.cupy.empty((x.shape[0], k), x.dtype)
     # Neighbouring threads read neighbouring columns of the same block.
     cuda.elementwise(
@@ -76,7 +77,7 @@ def _sum_blocks_gpu(
         y[i] = static_cast<T>(sum);
         """,
         'sum_blocks',
-    )(x, accumulator.type(0), common_num, k, y, size=y.size)
+    )(x, zero, common_num, k, y, size=y.size)
     return y
 
 
