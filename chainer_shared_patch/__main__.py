@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import argparse
+import builtins
 from collections.abc import Sequence
 import os
 import platform
@@ -101,9 +102,9 @@ def _run_script(argv: Sequence[str]) -> None:
     # does.
     path = os.path.abspath(argv[0])
     with open(path, 'rb') as file:
-        code = compile(file.read(), path, 'exec')
+        code = compile(file.read(), path, 'exec', dont_inherit=True)
     module = types.ModuleType('__main__')
-    module.__file__ = path
+    vars(module).update(__file__=path, __cached__=None, __builtins__=builtins)
     sys.modules['__main__'] = module
     sys.argv = list(argv)
     if not getattr(sys.flags, 'safe_path', False):

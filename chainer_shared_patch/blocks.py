@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import chainer
 from chainer import function_node
 from chainer.backends import cuda
 import numpy
@@ -20,7 +21,9 @@ def sum_blocks(x: Any, common_num: int) -> Any:
 
     .. math:: y_{bi} = \\sum_{j=0}^{n-1} x_{b, jk+i}
 
-    float16 is accumulated in float32 and rounded once.
+    The sum of float16 is float32: it may exceed the range of float16, and
+    rounding it would cost more than what it is multiplied with later can
+    make good.
 
     Args:
         x (:ref:`ndarray`): Float matrix of shape ``(B, common_num * k)``,
@@ -29,7 +32,7 @@ def sum_blocks(x: Any, common_num: int) -> Any:
 
     Returns:
         :ref:`ndarray`: C-contiguous matrix of shape ``(B, k)`` and of the
-        dtype of ``x``.
+        dtype of ``x``, or float32 if that is float16.
 
     Raises:
         ValueError: If ``common_num`` does not divide the columns of ``x``.
@@ -49,35 +52,34 @@ def sum_blocks(x: Any, common_num: int) -> Any:
             'the columns of x must be a multiple of common_num, but x.shape '
             'is {} and common_num is {}'.format(x.shape, common_num)
         )
+    dtype = numpy.promote_types(x.dtype, numpy.float32)
     if isinstance(x, cuda.ndarray):
-        return _sum_blocks_gpu(x, common_num, k)
+        return _sum_blocks_gpu(x, common_num, k, dtype)
     blocks = numpy.asarray(x).reshape(batch_size, common_num, k)
-    # About the cost of copying x, and faster than ndarray.sum, as long as
-    # nothing has to be cast.
-    if x.dtype.itemsize == 2:
-        y = numpy.einsum('bnk->bk', blocks, dtype=numpy.float32)
-    else:
-        y = numpy.einsum('bnk->bk', blocks)
-    return y.astype(x.dtype, order='C', copy=False)
+    # About the cost of copying x, and faster than ndarray.sum, unless it has
+    # to cast: then even a dtype that changes nothing slows it.
+    cast: dict[str, Any] = {} if x.dtype == dtype else {'dtype': dtype}
+    return numpy.ascontiguousarray(numpy.einsum('bnk->bk', blocks, **cast))
 
 
-def _sum_blocks_gpu(x: Any, common_num: int, k: int) -> Any:
-    zero = numpy.promote_types(x.dtype, numpy.float32).type(0)
-    y = cuda.cupy.empty((x.shape[0], k), x.dtype)
+def _sum_blocks_gpu(
+    x: Any, common_num: int, k: int, dtype: numpy.dtype
+) -> Any:
+    y = cuda.cupy.empty((x.shape[0], k), dtype)
     # Neighbouring threads read neighbouring columns of the same block.
     cuda.elementwise(
-        'raw T x, A zero, int64 n, int64 k',
-        'raw T y',
+        'raw T x, int64 n, int64 k',
+        'raw A y',
         """
         const ptrdiff_t first = (i / k) * k * n + i % k;
-        A sum = zero;
+        A sum = 0;
         for (ptrdiff_t j = 0; j < n; ++j) {
             sum += static_cast<A>(x[first + j * k]);
         }
-        y[i] = static_cast<T>(sum);
+        y[i] = sum;
         """,
         'sum_blocks',
-    )(x, zero, common_num, k, y, size=y.size)
+    )(x, common_num, k, y, size=y.size)
     return y
 
 
@@ -117,10 +119,12 @@ class SumBlocks(function_node.FunctionNode):
 
     def forward(self, inputs: tuple) -> tuple:
         (x,) = inputs
+        self._dtype = x.dtype
         return (sum_blocks(x, self.common_num),)
 
     def backward(self, indexes: tuple, grad_outputs: tuple) -> tuple:
-        return TileBlocks(self.common_num).apply(grad_outputs)
+        (gx,) = TileBlocks(self.common_num).apply(grad_outputs)
+        return (chainer.functions.cast(gx, self._dtype),)
 
 
 class TileBlocks(function_node.FunctionNode):
@@ -131,7 +135,9 @@ class TileBlocks(function_node.FunctionNode):
 
     def forward(self, inputs: tuple) -> tuple:
         (x,) = inputs
+        self._dtype = x.dtype
         return (tile_blocks(x, self.common_num),)
 
     def backward(self, indexes: tuple, grad_outputs: tuple) -> tuple:
-        return SumBlocks(self.common_num).apply(grad_outputs)
+        (gx,) = SumBlocks(self.common_num).apply(grad_outputs)
+        return (chainer.functions.cast(gx, self._dtype),)

@@ -93,6 +93,11 @@ def _static_tile_blocks(common_num: int, inputs: list) -> tuple:
     return (blocks.tile_blocks(inputs[0], common_num),)
 
 
+@static_code
+def _static_cast(dtype: numpy.dtype, inputs: list) -> tuple:
+    return (inputs[0].astype(dtype),)
+
+
 def _sum_blocks(x: chainer.Variable, common_num: int) -> chainer.Variable:
     return blocks.SumBlocks(common_num).apply((x,))[0]
 
@@ -119,6 +124,20 @@ def _is_ordinary(x_shape: tuple, W_shape: tuple, common_num: int) -> bool:
         or len(W_shape) != 2
         or x_shape[1] == W_shape[1]
     )
+
+
+def _become_shared(node: Any, common_num: int) -> None:
+    node.common_num = common_num
+    node.shared_algorithm = config.get_shared_algorithm()
+    if not isinstance(node, SharedLinearFunction):
+        node.__class__ = _shared_class(type(node))
+
+
+@functools.cache
+def _shared_class(cls: Any) -> Any:
+    if cls is linear.LinearFunction:
+        return SharedLinearFunction
+    return type(cls.__name__, (cls, SharedLinearFunction), {})
 
 
 def check_type_forward(original: Method) -> Method:
@@ -177,13 +196,7 @@ def forward(original: Method) -> Method:
                 self.check_type_forward(
                     type_check.get_types(inputs, 'in_types', False)
                 )
-        self.common_num = common_num
-        self.shared_algorithm = config.get_shared_algorithm()
-        # Subclasses, among them those that Chainer makes up for ChainerX,
-        # stay what they are: backward knows their nodes by common_num.
-        if type(self) is linear.LinearFunction:
-            self.__class__ = SharedLinearFunction
-
+        _become_shared(self, common_num)
         if self.shared_algorithm == 'sum':
             (x,) = _static_sum_blocks(common_num, inputs=[x])
             self._summed_x = x
@@ -191,7 +204,10 @@ def forward(original: Method) -> Method:
             (W,) = _static_tile_blocks(common_num, inputs=[W])
         # x and W now fit each other, and Chainer's own method takes over. The
         # indexes that it retains are those of the full x and the narrow W.
-        return original(self, (x, W) + inputs[2:])
+        (y,) = original(self, (x, W) + inputs[2:])
+        if y.dtype != inputs[0].dtype:
+            (y,) = _static_cast(inputs[0].dtype, inputs=[y])
+        return (y,)
 
     return forward
 
@@ -201,9 +217,12 @@ def forward_chainerx(original: Method) -> Method:
 
     @functools.wraps(original)
     def forward_chainerx(self: linear.LinearFunction, inputs: tuple) -> Any:
+        common_num = config.get_common_num()
         x, W = inputs[:2]
-        if _is_ordinary(x.shape, W.shape, config.get_common_num()):
+        if _is_ordinary(x.shape, W.shape, common_num):
             return original(self, inputs)
+        # Here, because during forward Chainer lends the node another class.
+        _become_shared(self, common_num)
         return chainer.Fallback
 
     return forward_chainerx
@@ -216,7 +235,8 @@ def backward(original: Method) -> Method:
     def backward(
         self: linear.LinearFunction, indexes: tuple, grad_outputs: tuple
     ) -> Any:
-        if hasattr(self, 'common_num'):
+        # Subclasses may call this method by its name.
+        if isinstance(self, SharedLinearFunction):
             return SharedLinearFunction.backward(self, indexes, grad_outputs)
         return original(self, indexes, grad_outputs)
 

@@ -66,10 +66,11 @@ def uninstall() -> None:
 
 def is_installed() -> bool:
     """Returns whether the patch is installed."""
-    methods = vars(LinearFunction)
-    return bool(_originals) and all(
-        methods[name] is not original for name, original in _originals.items()
-    )
+    with _lock:
+        return bool(_originals) and all(
+            vars(LinearFunction)[name] is not original
+            for name, original in _originals.items()
+        )
 
 
 @contextlib.contextmanager

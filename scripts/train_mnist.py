@@ -7,6 +7,7 @@ among the 10 blocks of its 1000 inputs: its W is (900, 100) instead of
 """
 
 import argparse
+import glob
 import os
 import sys
 
@@ -75,6 +76,12 @@ def at_least(minimum):
     return parse
 
 
+def seed(text):
+    number = int(text)
+    numpy.random.RandomState(number)
+    return number
+
+
 def parse_args():
     parser = argparse.ArgumentParser(
         description='Trains the network of the article on MNIST. '
@@ -128,7 +135,7 @@ def parse_args():
     )
     add(
         '--seed',
-        type=at_least(0),
+        type=seed,
         default=0,
         help='seed of weights and shuffling',
     )
@@ -167,9 +174,10 @@ def load_dataset(name):
     if name in ('auto', 'mnist'):
         try:
             return (*chainer.datasets.get_mnist(), 'MNIST')
-        except OSError:
+        except OSError as error:
             if name == 'mnist':
                 raise
+            print(error, file=sys.stderr)
         directory = SAMPLE
         description = 'the bundled sample, as MNIST itself is out of reach'
     if name == 'sample':
@@ -204,6 +212,24 @@ def make_order_sampler(seed):
     return sample
 
 
+def check_snapshot(path, model):
+    """Raises an error if a snapshot is of another network."""
+    try:
+        with numpy.load(path) as snapshot:
+            for name, parameter in model.namedparams():
+                shape = snapshot['updater/model:main' + name].shape
+                if shape != parameter.shape:
+                    raise ValueError(
+                        'its {} is {}, that of this network {}'.format(
+                            name, shape, parameter.shape
+                        )
+                    )
+    except Exception as error:  # whatever NumPy makes of other files
+        raise ValueError(
+            'cannot resume from {}: {}'.format(path, error)
+        ) from error
+
+
 def print_summary(model, common_num, trainer, out):
     """Prints parameters, accuracy, time and files."""
     row = '{:<8}{:>14}{:>14}{:>14}'.format
@@ -234,6 +260,10 @@ def print_summary(model, common_num, trainer, out):
         print('                     ' + name)
 
 
+def fail(error):
+    sys.exit('train_mnist.py: error: {}'.format(error))
+
+
 def main():
     args = parse_args()
     try:
@@ -241,7 +271,7 @@ def main():
         device.use()
         train, test, description = load_dataset(args.dataset)
     except (OSError, RuntimeError, ValueError) as error:
-        sys.exit('train_mnist.py: error: {}'.format(error))
+        fail(error)
     numpy.random.seed(args.seed)
     if device.xp is not numpy:
         device.xp.random.seed(args.seed)
@@ -319,8 +349,16 @@ def main():
         ),
         trigger=(max(1, frequency), 'epoch'),
     )
-    if args.resume:
-        chainer.serializers.load_npz(args.resume, trainer)
+    try:
+        os.makedirs(args.out, exist_ok=True)
+        if args.autoload:
+            for path in glob.glob(os.path.join(args.out, 'snapshot_epoch_*')):
+                check_snapshot(path, model)
+        if args.resume:
+            check_snapshot(args.resume, model)
+            chainer.serializers.load_npz(args.resume, trainer)
+    except (OSError, ValueError) as error:
+        fail(error)
 
     trainer.run()
     chainer.serializers.save_npz(os.path.join(args.out, 'model.npz'), network)

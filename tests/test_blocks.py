@@ -1,4 +1,5 @@
 from chainer_shared_patch import blocks
+import chainer
 from chainer import gradient_check
 import numpy
 import pytest
@@ -35,20 +36,22 @@ def test_sum_blocks(random, batch_size, n, k, dtype, layout):
     parts = [x[:, j * k : (j + 1) * k].astype('d') for j in range(n)]
     expected = sum(parts)
     assert y.shape == (batch_size, k)
-    assert y.dtype == dtype
+    assert y.dtype == numpy.promote_types(dtype, numpy.float32)
     assert y.flags.c_contiguous
     bound = eps(dtype) * sum(abs(part) for part in parts) + eps(dtype)
     assert (abs(y - expected) <= bound).all()
     numpy.testing.assert_array_equal(x, before)
 
 
-def test_sum_blocks_rounds_float16_once(random):
-    # Half precision has no odd numbers above 2048: adding ones to it one by
-    # one, or through a buffer of 8192 elements, would stay there.
+def test_sum_blocks_does_not_round_float16():
+    # Half precision has no odd numbers above 2048 and none above 65504:
+    # adding in it, or through a buffer of 8192 elements in it, would show.
     n, k = 65, 9000
     x = numpy.ones((2, n * k), numpy.float16)
     x[:, :k] = 2048
     assert (blocks.sum_blocks(x, n) == 2048 + 64).all()
+    x[...] = 60001
+    assert (blocks.sum_blocks(x, n) == 65 * 60000).all()
 
 
 def test_sum_blocks_keeps_long_double():
@@ -79,6 +82,15 @@ def test_sum_and_tile_are_adjoint(random):
         (blocks.sum_blocks(x, 3) * y).sum(),
         (x * blocks.tile_blocks(y, 3)).sum(),
     )
+
+
+@pytest.mark.parametrize('function', [blocks.SumBlocks, blocks.TileBlocks])
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_gradients_have_the_dtype_of_their_input(random, function, dtype):
+    x = chainer.Variable(random.randn(4, 15).astype(dtype))
+    (y,) = function(3).apply((x,))
+    (gx,) = chainer.grad([y], [x], enable_double_backprop=True)
+    assert gx.dtype == dtype
 
 
 @pytest.mark.parametrize('function', [blocks.SumBlocks, blocks.TileBlocks])

@@ -76,20 +76,41 @@ def test_shared_layer(random, algorithm, sizes, dtype, layout, nobias):
     assert_close(actual, reference(x, W, b, gy, n), dtype, n * k)
 
 
-def test_float16_is_as_good_as_the_dense_layer(random):
-    # Of the size of the article's layer, against what Chainer makes of the
-    # tiled weight; the sums of the blocks cost one rounding of their own.
+@pytest.mark.parametrize('W_dtype', [numpy.float16, numpy.float32])
+def test_float16_is_as_good_as_the_dense_layer(random, W_dtype):
+    # As after a ReLU, with sums of blocks that are large for their products:
+    # rounded to float16, they would give several times the dense error.
     n = 10
-    x, W, b = make_arrays(random, 50, n, 100, 90, numpy.float16)
-    gy = random.randn(50, 90).astype(numpy.float16)
-    exact = reference(x, W, b, gy, n)
+    x = abs(random.randn(50, n * 100)).astype(numpy.float16)
+    W = random.randn(90, 100)
+    W = (W - W.mean(axis=1, keepdims=True)).astype(W_dtype)
+    gy = random.randn(50, 90)
+    gy = (gy - gy.mean(axis=0)).astype(numpy.float16)
+    exact = reference(x, W, None, gy, n)
     with chainer.using_config('common_num', n):
-        shared = run(x, W, b, gy)
-    dense = run(x, blocks.tile_blocks(W, n), b, gy)
+        shared = run(x, W, None, gy)
+    dense = run(x, blocks.tile_blocks(W, n), None, gy)
     for index in (0, 1):
-        shared_error = abs(shared[index] - exact[index]).max()
-        dense_error = abs(dense[index] - exact[index]).max()
-        assert shared_error <= 2 * dense_error
+        error = abs(shared[index] - exact[index]).max()
+        assert error <= abs(dense[index] - exact[index]).max()
+    # gW of the dense layer has yet to be summed.
+    dense_gW = dense[2].astype('d').reshape(90, n, 100).sum(axis=1)
+    error = abs(shared[2] - exact[2]).max()
+    assert error <= max(
+        abs(dense_gW - exact[2]).max(),
+        abs(exact[2]).max() * numpy.finfo(W_dtype).eps,
+    )
+
+
+def test_float16_sums_may_exceed_its_range(algorithm):
+    x = numpy.full((1, 20), 10000, numpy.float16)
+    W = numpy.full((3, 2), 1e-3, numpy.float16)
+    gy = numpy.full((1, 3), 1e-3, numpy.float16)
+    with chainer.using_config('common_num', 10):
+        y, _, gW = run(x, W, None, gy)
+    assert y.dtype == gW.dtype == numpy.float16
+    numpy.testing.assert_allclose(y, 200, rtol=1e-2)
+    numpy.testing.assert_allclose(gW, 100, rtol=1e-2)
 
 
 def test_mixed_dtypes(random, algorithm):
@@ -279,11 +300,33 @@ class TestWhatWasForwardStaysBackward:
 
     def test_subclass(self, random, algorithm, arrays, variables):
         class Subclass(LinearFunction):
+            common_num = 'its own'
+
+            def forward(self, inputs):
+                (y,) = super().forward(inputs)
+                return (2 * y,)
+
+            def backward(self, indexes, grad_outputs):
+                (gy,) = grad_outputs
+                return LinearFunction.backward(self, indexes, (2 * gy,))
+
+        with chainer.using_config('common_num', 6):
+            (y,) = Subclass().apply(variables)
+        assert isinstance(y.creator_node, Subclass)
+        self.check(random, y / 2, arrays, variables)
+        (y,) = Subclass().apply([variables[0][:, :2], *variables[1:]])
+        y.grad = numpy.ones_like(y.array)
+        y.backward()
+
+    def test_subclass_without_the_patch(
+        self, random, algorithm, arrays, variables
+    ):
+        class Subclass(LinearFunction):
             pass
 
         with chainer.using_config('common_num', 6):
             (y,) = Subclass().apply(variables)
-        assert type(y.creator_node) is Subclass
+        uninstall()
         self.check(random, y, arrays, variables)
 
 
@@ -413,9 +456,18 @@ class TestChainerX:
     def test_shared_layer_falls_back(self, random, monkeypatch):
         monkeypatch.setattr(chainerx, 'linear', None, raising=False)
         x, W, b = make_arrays(random, 4, 6, 2, 3)
+        node = LinearFunction()
         with chainer.using_config('common_num', 6):
-            result = LinearFunction().forward_chainerx((x, W, b))
-        assert result is chainer.Fallback
+            assert node.forward_chainerx((x, W, b)) is chainer.Fallback
+        # Chainer gives the node another class for the time of forward.
+        assert type(node) is functions.SharedLinearFunction
+        node.__class__ = type('Lent', (type(node),), {})
+        with chainer.using_config('common_num', 6):
+            (y,) = node.forward((x, W, b))
+        node.__class__ = functions.SharedLinearFunction
+        numpy.testing.assert_allclose(
+            y, reference(x, W, b, numpy.zeros((4, 3)), 6)[0]
+        )
 
     def test_ordinary_layer_is_left_to_chainerx(self, random, monkeypatch):
         monkeypatch.setattr(

@@ -95,6 +95,13 @@ def test_options_reach_child_processes(folder):
     assert run(folder, *OPTIONS, 'parent.py').stdout == '10\n'
 
 
+def test_script_has_no_future_but_its_own(folder):
+    code = 'def f(a: int): pass\nprint(f.__annotations__, __builtins__.len)'
+    (folder / 'future.py').write_text(code)
+    expected = python(folder, 'future.py').stdout
+    assert run(folder, 'future.py').stdout == expected != ''
+
+
 def test_switched_off(folder):
     (folder / 'off.py').write_text(
         'import chainer_shared_patch as plugin; print(plugin.is_installed())'

@@ -48,7 +48,9 @@ class Fix:
 
 def is_missing(name: str) -> bool:
     """Returns whether no module has this name, without importing it."""
-    return name not in sys.modules and importlib.util.find_spec(name) is None
+    if sys.modules.get(name) is not None:
+        return False
+    return importlib.util.find_spec(name) is None
 
 
 _fixes: dict[str, list[Fix]] = {}
@@ -77,7 +79,7 @@ def _apply(fix: Fix, module: types.ModuleType) -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules to mend where the other finders find them."""
+    """Finds the modules to mend, on the path as always."""
 
     def find_spec(
         self,
@@ -87,38 +89,54 @@ class _Finder(importlib.abc.MetaPathFinder):
     ) -> Optional[importlib.machinery.ModuleSpec]:
         if fullname not in _fixes:
             return None
-        for finder in sys.meta_path:
-            if finder is self:
-                continue
-            spec = finder.find_spec(fullname, path, target)
-            if spec is not None and spec.loader is not None:
-                _execute_with_fixes(spec.loader, _fixes[fullname])
-                return spec
-        return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        # Zip files have loaders of another kind up to Python 3.9.
+        if spec is not None and hasattr(spec.loader, 'exec_module'):
+            spec.loader = _Loader(spec.loader, _fixes[fullname])
+        return spec
 
 
-def _execute_with_fixes(loader: Any, fixes: Sequence[Fix]) -> None:
-    execute = loader.exec_module
+class _Loader(importlib.abc.Loader):
+    """Executes a module with its fixes, and leaves it its own loader."""
 
-    def exec_module(module: types.ModuleType) -> None:
+    def __init__(self, loader: Any, fixes: Sequence[Fix]) -> None:
+        self.loader = loader
+        self.fixes = fixes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def create_module(
+        self, spec: importlib.machinery.ModuleSpec
+    ) -> Optional[types.ModuleType]:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        module.__loader__ = self.loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
         substitutes = {
             name: substitute
-            for fix in fixes
+            for fix in self.fixes
             for name, substitute in fix.imports.items()
         }
-
-        def import_(name: str, *args: Any) -> types.ModuleType:
-            if name in substitutes:
-                return substitutes[name]
-            return builtins.__import__(name, *args)
-
-        # The import statements of a module call its own __import__.
-        vars(module)['__builtins__'] = {
-            **vars(builtins),
-            '__import__': import_,
-        }
-        execute(module)
-        for fix in fixes:
+        if substitutes:
+            # The import statements of a module call its own __import__.
+            vars(module)['__builtins__'] = {
+                **vars(builtins),
+                '__import__': _make_import(substitutes),
+            }
+        self.loader.exec_module(module)
+        for fix in self.fixes:
             _apply(fix, module)
 
-    loader.exec_module = exec_module
+
+def _make_import(
+    substitutes: Mapping[str, types.ModuleType],
+) -> Callable[..., types.ModuleType]:
+    def import_(name: str, *args: Any, **kwargs: Any) -> types.ModuleType:
+        if name in substitutes:
+            return substitutes[name]
+        return builtins.__import__(name, *args, **kwargs)
+
+    return import_

@@ -14,7 +14,6 @@ import time
 from typing import Any, Optional
 import urllib.error
 import urllib.request
-import zipfile
 import zlib
 
 from chainer_shared_patch.compat.importing import Fix
@@ -153,7 +152,7 @@ def retrieve(data_set: DataSet, kind: str) -> dict[str, numpy.ndarray]:
 
     Files that lie in the cache's directory are taken before any mirror is
     asked. Whatever is taken is checked against its SHA-256 and then cached,
-    once and for all processes.
+    once and for all processes, if the directory can be written.
 
     Args:
         data_set (DataSet): The data set.
@@ -174,35 +173,38 @@ def retrieve(data_set: DataSet, kind: str) -> dict[str, numpy.ndarray]:
     name = {'train': 'train.npz', 't10k': 'test.npz'}[kind]
     path = os.path.join(root, name)
     if not os.path.exists(path):
+        if not os.access(root, os.W_OK):
+            return _fetch(data_set, kind, root)
         with filelock.FileLock(path + '.lock'):
             if not os.path.exists(path):
-                _cache(data_set, kind, root, path)
+                pair = _fetch(data_set, kind, root)
+                with tempfile.TemporaryDirectory(dir=root) as directory:
+                    temporary = os.path.join(directory, name)
+                    numpy.savez_compressed(temporary, x=pair['x'], y=pair['y'])
+                    os.replace(temporary, path)
     try:
         with numpy.load(path) as cached:
-            return {'x': cached['x'], 'y': cached['y']}
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            pair = {'x': cached['x'], 'y': cached['y']}
+        if pair['x'].shape != (len(pair['y']), 784):
+            raise ValueError('its shapes do not fit')
+    except Exception as error:  # whatever NumPy makes of damaged bytes
         raise OSError(
             '{} is damaged ({}); delete it, and it will be made again'.format(
                 path, error
             )
         ) from error
+    return pair
 
 
-def _cache(data_set: DataSet, kind: str, root: str, path: str) -> None:
+def _fetch(
+    data_set: DataSet, kind: str, root: str
+) -> dict[str, numpy.ndarray]:
     images, labels = (
         read_idx(_obtain(data_set, name, root), name)
         for name in data_set.sha256
         if name.startswith(kind)
     )
-    descriptor, temporary = tempfile.mkstemp(suffix='.npz', dir=root)
-    try:
-        with os.fdopen(descriptor, 'wb') as file:
-            pair = _pair(images, labels, root)
-            numpy.savez_compressed(file, x=pair['x'], y=pair['y'])
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    return _pair(images, labels, root)
 
 
 def _pair(

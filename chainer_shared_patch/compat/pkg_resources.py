@@ -33,8 +33,8 @@ def require(*requirements: str) -> None:
     """Checks that distributions are installed.
 
     Args:
-        requirements (tuple of str): Requirements such as ``'cupy>=13'``. To
-            check a version takes the package ``packaging``.
+        requirements (tuple of str): Requirements such as ``'cupy>=13'``. All
+            but mere names take the package ``packaging``, which pytest has.
 
     Raises:
         DistributionNotFound: If one is not installed.
@@ -42,16 +42,17 @@ def require(*requirements: str) -> None:
 
     """
     for requirement in requirements:
-        name, specifier = re.fullmatch(  # type: ignore[union-attr]
-            r'\s*([\w.-]+)\s*(.*?)\s*', requirement
-        ).groups()
-        version = get_distribution(name).version
-        if specifier:
-            from packaging.specifiers import SpecifierSet
+        if re.fullmatch(r'[\w.-]+', requirement):
+            get_distribution(requirement)
+            continue
+        from packaging.requirements import Requirement
 
-            if not SpecifierSet(specifier).contains(version, prereleases=True):
+        parsed = Requirement(requirement)
+        if parsed.marker is None or parsed.marker.evaluate():
+            version = get_distribution(parsed.name).version
+            if not parsed.specifier.contains(version, prereleases=True):
                 raise VersionConflict(
-                    '{} {} is not {}'.format(name, version, requirement)
+                    '{} {} is not {}'.format(parsed.name, version, requirement)
                 )
 
 

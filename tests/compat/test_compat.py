@@ -1,10 +1,13 @@
 """Chainer's import, in fresh interpreters."""
 
+from pathlib import Path
 import subprocess
 import sys
+import zipfile
 
 import chainer_shared_patch  # noqa: F401
 from chainer_shared_patch import compat
+import chainer
 import pytest
 
 
@@ -150,10 +153,12 @@ def test_after_an_import_that_others_made_work():
         """
 import sys, types
 import numpy
-numpy.sctypes = {
-    'int': [numpy.int8, numpy.int16, numpy.int32, numpy.int64],
-    'float': [numpy.float16, numpy.float32, numpy.float64],
-}
+lent = not hasattr(numpy, 'sctypes')
+if lent:
+    numpy.sctypes = {
+        'int': [numpy.int8, numpy.int16, numpy.int32, numpy.int64],
+        'float': [numpy.float16, numpy.float32, numpy.float64],
+    }
 distutils = types.ModuleType('numpy.distutils')
 distutils.system_info = types.ModuleType('numpy.distutils.system_info')
 distutils.system_info.get_info = lambda name: {}
@@ -166,12 +171,86 @@ def require(name):
 resources.require = require
 sys.modules['pkg_resources'] = resources
 import chainer
-del numpy.sctypes, numpy.distutils
+if lent:
+    del numpy.sctypes
+del numpy.distutils
 for name in ('pkg_resources', 'numpy.distutils'):
     del sys.modules[name]
 del sys.modules['numpy.distutils.system_info']
 import chainer_shared_patch
 """
+        + USE
+    )
+
+
+def test_imported_anew():
+    run(
+        """
+import sys
+import chainer_shared_patch
+for name in list(sys.modules):
+    if name.split('.')[0] in ('chainer', 'chainerx', 'chainer_shared_patch'):
+        del sys.modules[name]
+import chainer_shared_patch
+import importlib
+import chainer.datasets.mnist
+importlib.reload(sys.modules['chainer.datasets.mnist'])
+"""
+        + USE
+    )
+
+
+def test_mended_modules_keep_their_loaders():
+    run(
+        """
+import chainer_shared_patch, importlib, inspect
+from chainer.functions.array import as_strided
+assert type(as_strided.__loader__) is type(inspect.__loader__)
+assert as_strided.__spec__.loader is as_strided.__loader__
+assert 'sctypes' in inspect.getsource(as_strided)
+importlib.reload(as_strided)
+"""
+        + USE
+    )
+
+
+def test_finders_of_others():
+    run(
+        """
+import sys
+
+class Old:
+    pass
+
+class Loop:
+    def find_spec(self, name, path, target=None):
+        for finder in sys.meta_path:
+            if finder is not self and hasattr(finder, 'find_spec'):
+                spec = finder.find_spec(name, path, target)
+                if spec is not None:
+                    return spec
+
+import chainer_shared_patch
+sys.meta_path.insert(0, Loop())
+"""
+        + USE
+    )
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 10), reason='zipimport is of another kind'
+)
+def test_chainer_in_a_zip_file(tmp_path):
+    archive = str(tmp_path / 'chainer.zip')
+    root = Path(chainer.__file__).parents[1]
+    with zipfile.ZipFile(archive, 'w') as file:
+        for package in ('chainer', 'chainerx'):
+            for path in (root / package).rglob('*.py'):
+                file.write(path, path.relative_to(root))
+    run(
+        'import sys; sys.path.insert(0, {!r})\n'
+        'import chainer_shared_patch, chainer\n'
+        'assert chainer.__file__.startswith({!r})'.format(archive, archive)
         + USE
     )
 

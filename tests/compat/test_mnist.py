@@ -2,6 +2,7 @@ import contextlib
 import gzip
 import hashlib
 import http.server
+import io
 import multiprocessing
 import os
 import struct
@@ -172,6 +173,10 @@ def test_good_mirror(files, arrays, serve, root, kind):
     assert len(server.requests) == 2
     name = {'train': 'train.npz', 't10k': 'test.npz'}[kind]
     assert {p.name for p in root.iterdir()} - {name + '.lock'} == {name}
+    # Others may read it as far as the umask lets them.
+    (root / 'ordinary').touch()
+    mode = (root / 'ordinary').stat().st_mode
+    assert (root / name).stat().st_mode == mode
 
 
 DEFECTS = {
@@ -233,6 +238,16 @@ def test_files_put_there_by_hand(files, arrays, root, compress):
     assert_is(mnist.retrieve(data_set(files), 't10k'), arrays['t10k'])
 
 
+def test_directory_that_cannot_be_written(files, arrays, root, monkeypatch):
+    root.mkdir()
+    for name, content in files.items():
+        (root / name).write_bytes(content)
+    # What root may write is not up to the mode.
+    monkeypatch.setattr(os, 'access', lambda path, mode: False)
+    assert_is(mnist.retrieve(data_set(files), 'train'), arrays['train'])
+    assert len(list(root.iterdir())) == len(files)
+
+
 def test_wrong_file_put_there_by_hand(files, arrays, serve, root):
     root.mkdir()
     path = root / 'train-images-idx3-ubyte'
@@ -247,7 +262,12 @@ def test_wrong_file_put_there_by_hand(files, arrays, serve, root):
 def test_damaged_cache(files, root):
     root.mkdir()
     path = root / 'train.npz'
-    for content in (b'', b'PK\x03\x04 cut off', b'\x93NUMPY'):
+    with io.BytesIO() as array, io.BytesIO() as pair:
+        numpy.save(array, numpy.zeros(3))
+        numpy.savez(pair, x=numpy.zeros((3, 784)), y=numpy.zeros(2))
+        damaged = (array.getvalue(), pair.getvalue())
+    damaged += (b'', b'PK\x03\x04 cut off', b'\x93NUMPY')
+    for content in damaged:
         path.write_bytes(content)
         with pytest.raises(OSError, match='delete it') as info:
             mnist.retrieve(data_set(files), 'train')

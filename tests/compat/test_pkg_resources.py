@@ -7,7 +7,13 @@ import pytest
 
 @pytest.mark.parametrize(
     'requirement',
-    ['numpy', 'numpy>=1.23', ' numpy >=1.9, <99 ', 'typing-extensions'],
+    [
+        'numpy',
+        'numpy>=1.23',
+        ' numpy >=1.9, <99 ',
+        'typing-extensions',
+        'no-such-distribution; python_version<"3"',
+    ],
 )
 def test_met(requirement):
     pkg_resources.require(requirement)

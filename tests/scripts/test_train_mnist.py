@@ -111,6 +111,26 @@ def test_resumed_training_is_the_uninterrupted_one(tmp_path, small):
     assert 'snapshot_epoch_4' not in names
 
 
+def test_resuming_another_network(tmp_path, small):
+    args = ('--dataset', small, '--out', tmp_path, '-e', 1)
+    assert train(*args).returncode == 0
+    snapshot = tmp_path / 'snapshot_epoch_1'
+    (tmp_path / 'nonsense').write_bytes(snapshot.read_bytes()[:1000])
+    for options, environment, words in (
+        (('--autoload', '--common-num', 5), {}, '(900, 100), that of this'),
+        (('--resume', snapshot, '--bias'), {}, 'l2/b'),
+        (('--autoload',), {'CHAINER_SHARED_PATCH': '0'}, '(900, 1000)'),
+        (('--resume', tmp_path / 'nonsense'), {}, 'nonsense'),
+        (('--resume', tmp_path / 'model.npz'), {}, 'model.npz'),
+        (('--out', snapshot), {}, 'snapshot_epoch_1'),
+    ):
+        result = train(*args, *options, **environment)
+        assert result.returncode == 1
+        assert 'Traceback' not in result.stderr
+        assert 'train_mnist.py: error: ' in result.stderr
+        assert words in result.stderr
+
+
 def test_options(tmp_path, small):
     args = [
         *('--dataset', small, '--out', tmp_path, '-e', 1, '-b', 50, '--bias'),
@@ -173,6 +193,7 @@ def test_auto_takes_the_cache(tmp_path, small):
         (('--common-num', 'ten'), ('--common-num', "'ten'")),
         (('--epoch', '-1'), ('--epoch', "'-1'")),
         (('--seed', '-1'), ('--seed', "'-1'")),
+        (('--seed', 2**32), ('--seed', "'4294967296'")),
         (('--resume', 'nowhere'), ('--resume', 'nowhere')),
         (('--dataset', 'nowhere'), ('train-images-idx3-ubyte', 'nowhere')),
         (('--device', '@nonsense'), ('nonsense',)),
