@@ -126,11 +126,12 @@ def _is_ordinary(x_shape: tuple, W_shape: tuple, common_num: int) -> bool:
     )
 
 
-def _become_shared(node: Any, common_num: int) -> None:
+def _become_shared(node: linear.LinearFunction, common_num: int) -> None:
     node.common_num = common_num
     node.shared_algorithm = config.get_shared_algorithm()
     if not isinstance(node, SharedLinearFunction):
-        node.__class__ = _shared_class(type(node))
+        cls: Any = type(node)
+        node.__class__ = _shared_class(cls)
 
 
 @functools.cache
