@@ -401,8 +401,10 @@ class StaticChain(chainer.Chain):
     def __init__(self, W1, W2):
         super().__init__()
         with self.init_scope():
-            self.l1 = L.Linear(*W1.T.shape, initialW=W1)
-            self.l2 = L.Linear(*W2.T.shape, initialW=W2)
+            # The biases have the dtype of the configuration.
+            with chainer.using_config('dtype', W1.dtype):
+                self.l1 = L.Linear(*W1.T.shape, initialW=W1)
+                self.l2 = L.Linear(*W2.T.shape, initialW=W2)
 
     @chainer.static_graph
     def forward(self, x):
@@ -432,21 +434,26 @@ def iterate(chain, batches, weights):
     return results
 
 
-def test_static_graph(random, algorithm):
+@pytest.mark.parametrize(
+    ('dtype', 'tolerance'), [('f', 1e-4), ('e', 5e-2), ('d', 1e-10)]
+)
+def test_static_graph(random, algorithm, dtype, tolerance):
     # Only l1 is shared. Every step has other inputs and other weights, some
     # another batch size.
-    W1 = random.randn(8, 2).astype('f')
-    W2 = random.randn(3, 8).astype('f')
+    W1 = random.randn(8, 2).astype(dtype)
+    W2 = random.randn(3, 8).astype(dtype)
     sizes = [6, 6, 4, 6, 4, 4]
-    batches = [random.randn(size, 12).astype('f') for size in sizes]
-    weights = [random.randn(size, 3).astype('f') for size in sizes]
+    batches = [random.randn(size, 12).astype(dtype) for size in sizes]
+    weights = [random.randn(size, 3).astype(dtype) for size in sizes]
     with chainer.using_config('common_num', 6):
         actual = iterate(StaticChain(W1, W2), batches, weights)
     expected = iterate(TiledChain(W1, W2), batches, weights)
     for step, (actual_step, expected_step) in enumerate(zip(actual, expected)):
         for a, e in zip(actual_step, expected_step):
+            assert a.dtype == dtype
+            atol = tolerance * abs(e).max()
             numpy.testing.assert_allclose(
-                a, e, rtol=1e-4, atol=1e-4, err_msg='step {}'.format(step)
+                a, e, rtol=0, atol=atol, err_msg='step {}'.format(step)
             )
 
 
