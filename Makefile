@@ -40,7 +40,7 @@ help:
 
 train: $(VENV)/installed-plot
 	$(VENV)/bin/python scripts/train_mnist.py --epoch $(EPOCHS) \
-	    --dataset $(DATASET) --out $(OUT) $(ARGS)
+	    --dataset '$(DATASET)' --out '$(OUT)' $(ARGS)
 
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest --numprocesses auto $(ARGS)
@@ -59,12 +59,16 @@ clean:
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9) and \
-	    "Python 3.9 or later is needed, and $(PYTHON) is %d.%d; choose \
-	    another with PYTHON=..." % sys.version_info[:2])'
+	    "Python 3.9 or later is needed, and $(PYTHON) is %d.%d;" \
+	    " choose another with PYTHON=..." % sys.version_info[:2])'
 	$(PYTHON) -m venv --clear $(VENV)
 
 $(VENV)/installed-%: $(VENV)/bin/python setup.cfg setup.py pyproject.toml \
         build-constraints.txt
 	@echo 'Installing chainer_shared_patch and what "make" needs in $(VENV) ...'
-	@$(VENV)/bin/python -m pip install --quiet --editable '.[$*]'
+# An environment that uv has made has no pip.
+	@$(VENV)/bin/python -m pip --version > /dev/null 2>&1 \
+	    || $(VENV)/bin/python -m ensurepip > /dev/null
+	@$(VENV)/bin/python -m pip install --quiet --use-pep517 \
+	    --editable '.[$*]'
 	@touch $@

@@ -13,11 +13,14 @@ from __future__ import annotations
 import argparse
 import builtins
 from collections.abc import Sequence
+import importlib
+import multiprocessing.spawn
 import os
 import platform
 import runpy
 import sys
 import types
+from typing import Any
 
 import chainer_shared_patch
 from chainer_shared_patch import compat, config
@@ -83,6 +86,8 @@ def main() -> None:
         chainer.global_config.shared_algorithm = args.algorithm
         os.environ['CHAINER_SHARED_ALGORITHM'] = args.algorithm
 
+    _patch_spawned_processes()
+
     if args.info:
         print_info()
     elif not args.command:
@@ -110,6 +115,24 @@ def _run_script(argv: Sequence[str]) -> None:
     if not getattr(sys.flags, 'safe_path', False):
         sys.path[0] = os.path.dirname(os.path.realpath(path))
     exec(code, vars(module))
+
+
+def _patch_spawned_processes() -> None:
+    # A process that is spawned, and not forked, runs the script anew, but
+    # not this module. It unpickles these data before it does so.
+    get_data = multiprocessing.spawn.get_preparation_data
+
+    def get_preparation_data(name: str) -> dict[str, Any]:
+        return {**get_data(name), 'import': _Import()}
+
+    multiprocessing.spawn.get_preparation_data = get_preparation_data
+
+
+class _Import:
+    """Imports the package where it is unpickled."""
+
+    def __reduce__(self) -> tuple:
+        return importlib.import_module, ('chainer_shared_patch',)
 
 
 def print_info() -> None:

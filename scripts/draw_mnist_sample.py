@@ -45,7 +45,9 @@ def write_idx(path, array):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('directory', help='the full MNIST, four IDX files')
-    parser.add_argument('--out', '-o', default=SAMPLE)
+    parser.add_argument(
+        '--out', '-o', default=SAMPLE, help='where to write the four files'
+    )
     args = parser.parse_args()
 
     random = numpy.random.RandomState(0)

@@ -10,6 +10,7 @@ import argparse
 import glob
 import os
 import sys
+import time
 
 import chainer_shared_patch
 import chainer
@@ -63,23 +64,27 @@ class PlainText:
         sys.stdout.flush()
 
 
-def at_least(minimum):
+def integer(minimum, maximum=None, *others):
     """Makes an argument type."""
 
     def parse(text):
-        number = int(text)
-        if number < minimum:
-            raise ValueError(text)
+        try:
+            number = int(text)
+        except ValueError:
+            number = None
+        if number in others:
+            return number
+        if number is None or number < minimum or number > (maximum or number):
+            raise argparse.ArgumentTypeError(
+                'must be an integer of at least {}{}, not {!r}'.format(
+                    minimum,
+                    ' and at most {}'.format(maximum) if maximum else '',
+                    text,
+                )
+            )
         return number
 
-    parse.__name__ = 'int of at least {}'.format(minimum)
     return parse
-
-
-def seed(text):
-    number = int(text)
-    numpy.random.RandomState(number)
-    return number
 
 
 def parse_args():
@@ -89,15 +94,13 @@ def parse_args():
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add('--batchsize', '-b', type=at_least(1), default=100, help='batch size')
-    add('--epoch', '-e', type=at_least(1), default=20, help='number of epochs')
-    add(
-        '--unit', '-u', type=at_least(1), default=1000, help='units of layer 1'
-    )
-    add('--out-units', type=at_least(1), default=900, help='units of layer 2')
+    add('--batchsize', '-b', type=integer(1), default=100, help='batch size')
+    add('--epoch', '-e', type=integer(1), default=20, help='number of epochs')
+    add('--unit', '-u', type=integer(1), default=1000, help='units of layer 1')
+    add('--out-units', type=integer(1), default=900, help='units of layer 2')
     add(
         '--common-num',
-        type=at_least(1),
+        type=integer(1),
         default=(
             chainer.global_config.common_num
             if 'CHAINER_COMMON_NUM' in os.environ
@@ -109,9 +112,9 @@ def parse_args():
     add(
         '--dataset',
         default='auto',
-        help='mnist, fashion, sample (the bundled tenth of MNIST), a '
-        'directory with the four IDX files, or auto: mnist, and sample where '
-        'that is out of reach',
+        help='mnist, fashion, sample (bundled, a sixth of MNIST), a directory '
+        'with the four IDX files, or auto: mnist, and sample where that is '
+        'out of reach',
     )
     add(
         '--device',
@@ -129,17 +132,19 @@ def parse_args():
     add(
         '--frequency',
         '-f',
-        type=int,
+        type=integer(1, None, -1),
         default=1,
         help='epochs between two snapshots; -1 for one at the end',
     )
     add(
         '--seed',
-        type=seed,
+        type=integer(0, 2**32 - 1),
         default=0,
         help='seed of weights and shuffling',
     )
     args = parser.parse_args()
+    args.dataset = os.path.expanduser(args.dataset)
+    args.out = os.path.expanduser(args.out)
 
     if not chainer_shared_patch.is_installed():
         args.common_num = 1
@@ -174,12 +179,14 @@ def load_dataset(name):
     if name in ('auto', 'mnist'):
         try:
             return (*chainer.datasets.get_mnist(), 'MNIST')
-        except OSError as error:
+        except OSError:
             if name == 'mnist':
                 raise
-            print(error, file=sys.stderr)
         directory = SAMPLE
-        description = 'the bundled sample, as MNIST itself is out of reach'
+        description = (
+            'the bundled sample, as MNIST itself is out of reach '
+            '(--dataset mnist says why)'
+        )
     if name == 'sample':
         directory, description = SAMPLE, 'the bundled sample of MNIST'
     train, test = (
@@ -212,8 +219,8 @@ def make_order_sampler(seed):
     return sample
 
 
-def check_snapshot(path, model):
-    """Raises an error if a snapshot is of another network."""
+def check_snapshot(path, model, size):
+    """Raises an error if a snapshot is of another network or data set."""
     try:
         with numpy.load(path) as snapshot:
             for name, parameter in model.namedparams():
@@ -224,13 +231,20 @@ def check_snapshot(path, model):
                             name, shape, parameter.shape
                         )
                     )
+            number = len(snapshot['updater/iterator:main/order'])
+            if number != size:
+                raise ValueError(
+                    'it is of {:,} training images, and here are {:,}'.format(
+                        number, size
+                    )
+                )
     except Exception as error:  # whatever NumPy makes of other files
         raise ValueError(
             'cannot resume from {}: {}'.format(path, error)
         ) from error
 
 
-def print_summary(model, common_num, trainer, out):
+def print_summary(model, common_num, trainer, start):
     """Prints parameters, accuracy, time and files."""
     row = '{:<8}{:>14}{:>14}{:>14}'.format
     print()
@@ -255,9 +269,10 @@ def print_summary(model, common_num, trainer, out):
     print('test accuracy      {:.4f}'.format(accuracy))
     seconds = last['elapsed_time'] / last['epoch']
     print('seconds per epoch  {:.2f}'.format(seconds))
-    print('files              {}'.format(os.path.join(out, '')))
-    for name in sorted(os.listdir(out)):
-        print('                     ' + name)
+    print('files written')
+    for path in sorted(glob.glob(os.path.join(trainer.out, '*'))):
+        if os.path.getmtime(path) >= start:
+            print('  ' + path)
 
 
 def fail(error):
@@ -347,22 +362,27 @@ def main():
             n_retains=2,
             autoload=args.autoload,
         ),
-        trigger=(max(1, frequency), 'epoch'),
+        trigger=(frequency, 'epoch'),
     )
     try:
         os.makedirs(args.out, exist_ok=True)
         if args.autoload:
             for path in glob.glob(os.path.join(args.out, 'snapshot_epoch_*')):
-                check_snapshot(path, model)
+                check_snapshot(path, model, len(train))
         if args.resume:
-            check_snapshot(args.resume, model)
+            check_snapshot(args.resume, model, len(train))
             chainer.serializers.load_npz(args.resume, trainer)
     except (OSError, ValueError) as error:
         fail(error)
 
-    trainer.run()
+    start = time.time()
+    try:
+        trainer.run()
+    except KeyboardInterrupt:
+        print('interrupted; --autoload resumes from the latest snapshot')
+        sys.exit(130)
     chainer.serializers.save_npz(os.path.join(args.out, 'model.npz'), network)
-    print_summary(network, args.common_num, trainer, args.out)
+    print_summary(network, args.common_num, trainer, start)
 
 
 if __name__ == '__main__':

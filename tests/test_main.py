@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -100,6 +101,24 @@ def test_script_has_no_future_but_its_own(folder):
     (folder / 'future.py').write_text(code)
     expected = python(folder, 'future.py').stdout
     assert run(folder, 'future.py').stdout == expected != ''
+
+
+@pytest.mark.parametrize('method', multiprocessing.get_all_start_methods())
+@pytest.mark.parametrize('as_module', [False, True])
+def test_options_reach_processes_of_multiprocessing(folder, method, as_module):
+    (folder / 'parent.py').write_text(
+        'import multiprocessing, sys\n'
+        'import chainer\n'
+        'def get(_):\n'
+        '    return chainer.config.common_num\n'
+        'if __name__ == "__main__":\n'
+        '    context = multiprocessing.get_context(sys.argv[1])\n'
+        '    with context.Pool(1) as pool:\n'
+        '        print(pool.map_async(get, [0]).get(60))\n'
+    )
+    command = ('-m', 'parent') if as_module else ('parent.py',)
+    result = run(folder, *OPTIONS, *command, method)
+    assert result.stdout == '[10]\n', result.stderr
 
 
 def test_switched_off(folder):

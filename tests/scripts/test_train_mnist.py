@@ -80,7 +80,7 @@ def test_toggle_on_the_sample(tmp_path, environment, W_shape, total):
     expected.append('snapshot_epoch_1')
     assert sorted(os.listdir(tmp_path)) == expected
     for name in expected:
-        assert '  {}\n'.format(name) in result.stdout
+        assert '  {}\n'.format(tmp_path / name) in result.stdout
 
 
 def test_resumed_training_is_the_uninterrupted_one(tmp_path, small):
@@ -122,6 +122,7 @@ def test_resuming_another_network(tmp_path, small):
         (('--autoload',), {'CHAINER_SHARED_PATCH': '0'}, '(900, 1000)'),
         (('--resume', tmp_path / 'nonsense'), {}, 'nonsense'),
         (('--resume', tmp_path / 'model.npz'), {}, 'model.npz'),
+        (('--autoload', '--dataset', 'sample'), {}, '600 training images'),
         (('--out', snapshot), {}, 'snapshot_epoch_1'),
     ):
         result = train(*args, *options, **environment)
@@ -193,6 +194,7 @@ def test_auto_takes_the_cache(tmp_path, small):
         (('--common-num', 'ten'), ('--common-num', "'ten'")),
         (('--epoch', '-1'), ('--epoch', "'-1'")),
         (('--seed', '-1'), ('--seed', "'-1'")),
+        (('--frequency', 0), ('--frequency', "'0'")),
         (('--seed', 2**32), ('--seed', "'4294967296'")),
         (('--resume', 'nowhere'), ('--resume', 'nowhere')),
         (('--dataset', 'nowhere'), ('train-images-idx3-ubyte', 'nowhere')),
