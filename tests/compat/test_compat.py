@@ -69,6 +69,9 @@ assert find_made_up() == made_up, find_made_up() - made_up
 USE = """
 import chainer, chainer.testing, numpy
 import chainer.functions as F
+with chainer.using_config('common_num', 10):
+    y = F.linear(numpy.ones((1, 20), 'f'), numpy.ones((1, 2), 'f'))
+assert y.array == 20
 x = chainer.Variable(numpy.arange(6.).reshape(2, 3))
 y = F.as_strided(x, (3, 2), (1, 3), 0)
 y.grad = numpy.ones((3, 2))
