@@ -29,14 +29,15 @@ export PIP_BUILD_CONSTRAINT := \
     $(strip $(PIP_BUILD_CONSTRAINT) build-constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train test lint format clean
+.PHONY: help train test test-all lint format clean
 
 help:
-	@echo 'make train   train the network of the article on MNIST'
-	@echo 'make test    run the tests'
-	@echo 'make lint    check style and types'
-	@echo 'make format  format the code'
-	@echo 'make clean   remove what the above have made, but for results'
+	@echo 'make train     train the network of the article on MNIST'
+	@echo 'make test      run the tests'
+	@echo 'make test-all  run them with every Python and NumPy that matters'
+	@echo 'make lint      check style and types'
+	@echo 'make format    format the code'
+	@echo 'make clean     remove what the above have made, but for results'
 
 train: $(VENV)/installed-plot
 	$(VENV)/bin/python scripts/train_mnist.py --epoch $(EPOCHS) \
@@ -44,6 +45,10 @@ train: $(VENV)/installed-plot
 
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest --numprocesses auto $(ARGS)
+
+# With every Python that there is, and the NumPys that matter.
+test-all: $(VENV)/installed-dev
+	$(VENV)/bin/tox run $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
@@ -55,7 +60,8 @@ format: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache \
+	    .hypothesis .tox
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9) and \

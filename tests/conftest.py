@@ -1,8 +1,13 @@
 import chainer_shared_patch
 from chainer_shared_patch import config
 import chainer
+from hypothesis import settings
 import numpy
 import pytest
+
+# The same examples every time, however slow the machine.
+settings.register_profile('tests', deadline=None, derandomize=True)
+settings.load_profile('tests')
 
 
 @pytest.fixture(autouse=True)

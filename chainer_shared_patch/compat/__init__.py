@@ -14,8 +14,10 @@ from chainer_shared_patch.compat import (
     cupy_versions,
     importing,
     mnist,
+    numpy_behaviour,
     numpy_names,
     pkg_resources,
+    protobuf,
 )
 from chainer_shared_patch.compat.importing import Fix
 
@@ -23,7 +25,9 @@ __all__ = ['FIXES', 'Fix', 'apply']
 
 FIXES: tuple[Fix, ...] = (
     *numpy_names.FIXES,
+    *numpy_behaviour.FIXES,
     *pkg_resources.FIXES,
+    *protobuf.FIXES,
     *cupy_versions.FIXES,
     *mnist.FIXES,
 )

@@ -30,6 +30,7 @@ class Fix:
         is_needed (callable): Tells whether it is broken here.
         imports (dict): What the module gets instead of the modules that it
             imports by these names.
+        execute (callable): Called with the module instead of its code.
         mend (callable): Called with the module once it is imported.
 
     """
@@ -39,6 +40,7 @@ class Fix:
     since: str
     is_needed: Callable[[], bool]
     imports: Mapping[str, types.ModuleType] = field(default_factory=dict)
+    execute: Optional[Callable[[Any], None]] = None
     mend: Optional[Callable[[Any], None]] = None
 
     def is_applied(self) -> bool:
@@ -126,7 +128,10 @@ class _Loader(importlib.abc.Loader):
                 **vars(builtins),
                 '__import__': _make_import(substitutes),
             }
-        self.loader.exec_module(module)
+        execute = self.loader.exec_module
+        for fix in self.fixes:
+            execute = fix.execute or execute
+        execute(module)
         for fix in self.fixes:
             _apply(fix, module)
 

@@ -31,7 +31,8 @@ class NumPyWith(types.ModuleType):
         return getattr(numpy, name)
 
 
-def _is_at_least(version: str) -> bool:
+def is_at_least(version: str) -> bool:
+    """Returns whether NumPy is of this version or a later one."""
     return bool(numpy.lib.NumpyVersion(numpy.__version__) >= version)
 
 
@@ -61,14 +62,14 @@ FIXES = (
         module='chainer.functions.array.as_strided',
         broken='numpy.sctypes is gone',
         since='NumPy 2.0',
-        is_needed=lambda: _is_at_least('2.0.0'),
+        is_needed=lambda: is_at_least('2.0.0'),
         imports={'numpy': NumPyWith(sctypes=_SCTYPES)},
     ),
     Fix(
         module='chainer.functions.array.resize_images',
         broken='numpy.float is gone',
         since='NumPy 1.24',
-        is_needed=lambda: _is_at_least('1.24.0'),
+        is_needed=lambda: is_at_least('1.24.0'),
         mend=_mend_resize_images,
     ),
     Fix(

@@ -1,0 +1,170 @@
+#!/usr/bin/env python
+"""Runs Chainer's own CPU tests under the patch.
+
+.. code-block:: console
+
+    $ git clone --branch v7.8.1 https://github.com/chainer/chainer
+    $ python scripts/run_chainer_tests.py chainer
+
+Needs pytest, mock and SciPy. Sums up the failures by their cause, and exits
+with 1 if a test fails that docs/compatibility.md does not list.
+"""
+
+import argparse
+import collections
+import os
+from pathlib import Path
+import platform
+import re
+import sys
+
+import chainer_shared_patch
+import chainer
+import google.protobuf
+import numpy
+import pytest
+import scipy
+
+COMPATIBILITY = Path(__file__).parents[1] / 'docs' / 'compatibility.md'
+MARKERS = (
+    'not gpu and not multi_gpu and not cudnn and not ideep and not chainerx '
+    'and not slow'
+)
+
+
+def generalize(nodeid):
+    """Returns a test's file, class and method, without its parameters."""
+    path, _, rest = nodeid.partition('::')
+    path = path.partition('chainer_tests/')[2] or path
+    rest = re.sub(r'(_param_\d+)?_\{.*?\}(?=_param_|::|$)', '', rest)
+    rest = re.sub(r'\[.*\]$', '', rest)
+    return path + ('::' + rest if rest else '')
+
+
+def shorten(message):
+    """Returns the line of a message that says what went wrong."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    # chainer.testing wraps the message of a test with parameters.
+    for number, line in enumerate(lines):
+        if line.endswith('Parameterized test failed.'):
+            error = line.split(':')[0]
+            for later in lines[number:]:
+                if later.startswith(error + ': ') and later != line:
+                    return later
+    return lines[0] if lines else ''
+
+
+class Recorder:
+    """A pytest plugin that counts outcomes and keeps failures."""
+
+    def __init__(self):
+        self.counts = collections.Counter()
+        self.failures = []
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.add_failure(report)
+        elif report.when == 'call' or report.skipped:
+            self.counts[report.outcome] += 1
+
+    def pytest_collectreport(self, report):
+        if report.failed:
+            self.add_failure(report)
+
+    def add_failure(self, report):
+        self.counts['failed'] += 1
+        crash = getattr(report.longrepr, 'reprcrash', None)
+        text = str(report.longrepr)
+        message = crash.message if crash else text.splitlines()[-1]
+        short = shorten(message)
+        if 'Parameterized test failed' in short:
+            short = shorten(message + '\n' + text)
+        cause = re.sub(r'0x[0-9a-f]+', '0x...', short)[:160]
+        self.failures.append((generalize(report.nodeid), cause))
+
+
+def listed_tests():
+    """Returns the tests that docs/compatibility.md lists, and the causes."""
+    return set(
+        re.findall(
+            r'^\| `([\w/]+\.py(?:::[\w:]+)?)` \|',
+            COMPATIBILITY.read_text(encoding='utf-8'),
+            re.MULTILINE,
+        )
+    )
+
+
+def is_listed(test, listed):
+    parts = test.split('::')
+    return any('::'.join(parts[:n]) in listed for n in (1, 2, 3))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('checkout', type=Path, help="Chainer's repository")
+    parser.add_argument('--common-num', type=int, default=10)
+    parser.add_argument(
+        'pytest_args',
+        nargs=argparse.REMAINDER,
+        help='paths in the checkout and options of pytest',
+    )
+    args = parser.parse_args()
+    tests = args.checkout / 'tests' / 'chainer_tests'
+    if not tests.is_dir():
+        parser.error('there is no {}'.format(tests))
+
+    chainer_shared_patch.install()
+    chainer.global_config.common_num = args.common_num
+    os.environ['CHAINER_COMMON_NUM'] = str(args.common_num)
+    listed = listed_tests()
+    os.chdir(args.checkout)
+    recorder = Recorder()
+    # Without Chainer's setup.cfg, whose filters make warnings of today's
+    # Python into failures.
+    pytest.main(
+        [
+            *('-c', os.devnull, '--rootdir', '.', '-m', MARKERS),
+            *('-q', '--tb=short', '--no-summary', '-p', 'no:cacheprovider'),
+            '--continue-on-collection-errors',
+            *(args.pytest_args or ['tests/chainer_tests']),
+        ],
+        plugins=[recorder],
+    )
+
+    causes = collections.defaultdict(collections.Counter)
+    for test, cause in recorder.failures:
+        causes[cause][test] += 1
+    unlisted = 0
+    for cause, tests in sorted(causes.items()):
+        print('\n{}'.format(cause))
+        for test, number in sorted(tests.items()):
+            known = is_listed(test, listed)
+            unlisted += 0 if known else number
+            mark = 'listed' if known else 'NOT LISTED'
+            print('  {:6} {} ({})'.format(number, test, mark))
+    print(
+        '\nPython {}, NumPy {}, SciPy {}, protobuf {}, Chainer {}, '
+        'common_num {}'.format(
+            platform.python_version(),
+            numpy.__version__,
+            scipy.__version__,
+            google.protobuf.__version__,
+            chainer.__version__,
+            args.common_num,
+        )
+    )
+    print(
+        '{} passed, {} failed ({} of them not listed), {} skipped'.format(
+            recorder.counts['passed'],
+            recorder.counts['failed'],
+            unlisted,
+            recorder.counts['skipped'],
+        )
+    )
+    if not recorder.counts['passed']:
+        sys.exit('no test has passed')
+    sys.exit(1 if unlisted else 0)
+
+
+if __name__ == '__main__':
+    main()
