@@ -46,7 +46,9 @@ train: $(VENV)/installed-plot
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest --numprocesses auto $(ARGS)
 
-# With every Python that there is, and the NumPys that matter.
+# With every Python that there is, pyenv's that are not selected included.
+test-all: export PATH := \
+    $(PATH)$(shell printf ':%s' "$$(pyenv root 2> /dev/null)"/versions/*/bin)
 test-all: $(VENV)/installed-dev
 	$(VENV)/bin/tox run $(ARGS)
 

@@ -34,11 +34,12 @@ MARKERS = (
 
 def generalize(nodeid):
     """Returns a test's file, class and method, without its parameters."""
-    path, _, rest = nodeid.partition('::')
+    path, *names = nodeid.split('::')
     path = path.partition('chainer_tests/')[2] or path
-    rest = re.sub(r'(_param_\d+)?_\{.*?\}(?=_param_|::|$)', '', rest)
-    rest = re.sub(r'\[.*\]$', '', rest)
-    return path + ('::' + rest if rest else '')
+    names = [
+        re.sub(r'(_param_\d|_?\{|\[|_use_).*', '', name) for name in names
+    ]
+    return '::'.join([path, *names])
 
 
 def shorten(message):

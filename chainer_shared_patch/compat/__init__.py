@@ -18,6 +18,7 @@ from chainer_shared_patch.compat import (
     numpy_names,
     pkg_resources,
     protobuf,
+    scipy_float16,
 )
 from chainer_shared_patch.compat.importing import Fix
 
@@ -28,6 +29,7 @@ FIXES: tuple[Fix, ...] = (
     *numpy_behaviour.FIXES,
     *pkg_resources.FIXES,
     *protobuf.FIXES,
+    *scipy_float16.FIXES,
     *cupy_versions.FIXES,
     *mnist.FIXES,
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -53,6 +54,15 @@ def is_missing(name: str) -> bool:
     if sys.modules.get(name) is not None:
         return False
     return importlib.util.find_spec(name) is None
+
+
+def has(distribution: str, version: tuple[int, ...]) -> bool:
+    """Returns whether a distribution is installed, this version or later."""
+    try:
+        installed = metadata.version(distribution).split('.')
+    except metadata.PackageNotFoundError:
+        return False
+    return tuple(map(int, installed[: len(version)])) >= version
 
 
 _fixes: dict[str, list[Fix]] = {}

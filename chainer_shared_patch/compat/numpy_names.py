@@ -5,7 +5,11 @@ from __future__ import annotations
 import types
 from typing import Any
 
-from chainer_shared_patch.compat.importing import Fix, is_missing
+from chainer_shared_patch.compat.importing import (
+    Fix,
+    has,
+    is_missing,
+)
 import numpy
 
 
@@ -74,9 +78,11 @@ FIXES = (
     ),
     Fix(
         module='chainer._environment_check',
-        broken='numpy.distutils is gone',
-        since='Python 3.12',
-        is_needed=lambda: is_missing('numpy.distutils'),
+        broken='numpy.distutils is gone, or misses distutils.msvccompiler',
+        since='Python 3.12, setuptools 74',
+        is_needed=lambda: (
+            is_missing('numpy.distutils') or has('setuptools', (74,))
+        ),
         imports={
             'numpy.distutils.system_info': NumPyWith(distutils=_NO_DISTUTILS)
         },

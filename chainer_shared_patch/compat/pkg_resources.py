@@ -6,7 +6,11 @@ from importlib import metadata
 import re
 import types
 
-from chainer_shared_patch.compat.importing import Fix, is_missing
+from chainer_shared_patch.compat.importing import (
+    Fix,
+    has,
+    is_missing,
+)
 
 
 class ResolutionError(Exception):
@@ -62,16 +66,6 @@ class WorkingSet:
     require = staticmethod(require)
 
 
-def _is_needed() -> bool:
-    if is_missing('pkg_resources'):
-        return True
-    try:
-        major, minor = get_distribution('setuptools').version.split('.')[:2]
-    except DistributionNotFound:
-        return False
-    return (int(major), int(minor)) >= (80, 9)
-
-
 _substitute = types.ModuleType('pkg_resources')
 vars(_substitute).update(
     DistributionNotFound=DistributionNotFound,
@@ -87,7 +81,9 @@ FIXES = tuple(
         module=module,
         broken='pkg_resources warns of its removal, and is gone since 82',
         since='setuptools 80.9',
-        is_needed=_is_needed,
+        is_needed=lambda: (
+            is_missing('pkg_resources') or has('setuptools', (80, 9))
+        ),
         imports={'pkg_resources': _substitute},
     )
     for module in (

@@ -49,11 +49,13 @@ import sys, types
 import numpy
 
 def find_made_up():
-    # Real modules have been found by the import system.
+    # Real modules have been found by the import system, but for those that
+    # extension modules make.
     return {
         name for name, module in sys.modules.items()
         if getattr(module, '__spec__', None) is None
-        and not name.startswith(('__', 'pyexpat', 'xml.parsers.expat'))
+        and not name.startswith(
+            ('__', 'pyexpat', 'xml.parsers.expat', '_cython', 'cython_'))
     }
 
 names, made_up = set(vars(numpy)), find_made_up()
