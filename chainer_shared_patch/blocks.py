@@ -16,23 +16,22 @@ from chainer.backends import cuda
 import numpy
 
 
-def sum_blocks(x: Any, common_num: int) -> Any:
+def sum_blocks(x: Any, common_num: int, dtype: Any = None) -> Any:
     """Sums the blocks of columns of a matrix.
 
     .. math:: y_{bi} = \\sum_{j=0}^{n-1} x_{b, jk+i}
-
-    The sum of float16 is float32: it may exceed the range of float16, and
-    rounding it would cost more than what it is multiplied with later can
-    make good.
 
     Args:
         x (:ref:`ndarray`): Float matrix of shape ``(B, common_num * k)``,
             NumPy's or CuPy's, of any memory layout.
         common_num (int): The number of blocks, :math:`n`.
+        dtype (dtype): The dtype to sum in, if it is wider than that of ``x``.
+            float16 is summed in float32 at least: its sum may exceed its
+            range, and what is multiplied with it would show the rounding.
 
     Returns:
         :ref:`ndarray`: C-contiguous matrix of shape ``(B, k)`` and of the
-        dtype of ``x``, or float32 if that is float16.
+        dtype that it is summed in.
 
     Raises:
         ValueError: If ``common_num`` does not divide the columns of ``x``.
@@ -52,7 +51,7 @@ def sum_blocks(x: Any, common_num: int) -> Any:
             'the columns of x must be a multiple of common_num, but x.shape '
             'is {} and common_num is {}'.format(x.shape, common_num)
         )
-    dtype = numpy.promote_types(x.dtype, numpy.float32)
+    dtype = numpy.result_type(x.dtype, numpy.float32, dtype or x.dtype)
     if isinstance(x, cuda.ndarray):
         return _sum_blocks_gpu(x, common_num, k, dtype)
     blocks = numpy.asarray(x).reshape(batch_size, common_num, k)
@@ -114,13 +113,14 @@ def tile_blocks(x: Any, common_num: int) -> Any:
 class SumBlocks(function_node.FunctionNode):
     """:func:`sum_blocks` as a differentiable function."""
 
-    def __init__(self, common_num: int) -> None:
+    def __init__(self, common_num: int, dtype: Any = None) -> None:
         self.common_num = common_num
+        self.dtype = dtype
 
     def forward(self, inputs: tuple) -> tuple:
         (x,) = inputs
         self._dtype = x.dtype
-        return (sum_blocks(x, self.common_num),)
+        return (sum_blocks(x, self.common_num, self.dtype),)
 
     def backward(self, indexes: tuple, grad_outputs: tuple) -> tuple:
         (gx,) = TileBlocks(self.common_num).apply(grad_outputs)
@@ -128,16 +128,20 @@ class SumBlocks(function_node.FunctionNode):
 
 
 class TileBlocks(function_node.FunctionNode):
-    """:func:`tile_blocks` as a differentiable function."""
+    """:func:`tile_blocks` as a differentiable function.
 
-    def __init__(self, common_num: int) -> None:
+    The gradient is cast to ``grad_dtype``, if that is given, and otherwise
+    stays in the dtype that it is summed in.
+    """
+
+    def __init__(self, common_num: int, grad_dtype: Any = None) -> None:
         self.common_num = common_num
+        self.grad_dtype = grad_dtype
 
     def forward(self, inputs: tuple) -> tuple:
         (x,) = inputs
-        self._dtype = x.dtype
         return (tile_blocks(x, self.common_num),)
 
     def backward(self, indexes: tuple, grad_outputs: tuple) -> tuple:
         (gx,) = SumBlocks(self.common_num).apply(grad_outputs)
-        return (chainer.functions.cast(gx, self._dtype),)
+        return (chainer.functions.cast(gx, self.grad_dtype or gx.dtype),)

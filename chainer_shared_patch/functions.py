@@ -63,13 +63,15 @@ class SharedLinearFunction(linear.LinearFunction):
                 if summing:
                     gx = _tile_blocks(_grad_data(W, gy), n)
                 else:
-                    gx = _grad_data(_tile_blocks(W, n), gy)
+                    gx = _grad_data(_tile_blocks(W, n, W.dtype), gy)
                 ret.append(chainer.functions.cast(gx, x.dtype))
             if 1 in indexes:
                 if not summing:
-                    gW = _sum_blocks(_grad_weight(x, gy, W.dtype), n)
+                    gW = _grad_weight(x, gy, W.dtype)
+                    gW = _sum_blocks(gW, n, W.dtype)
                 elif chainer.config.enable_backprop:
-                    gW = _grad_weight(_sum_blocks(x, n), gy, W.dtype)
+                    summed_x = _sum_blocks(x, n, W.dtype)
+                    gW = _grad_weight(summed_x, gy, W.dtype)
                 else:
                     summed_x = chainer.as_variable(self._summed_x)
                     gW = _grad_weight(summed_x, gy, W.dtype)
@@ -84,8 +86,10 @@ class SharedLinearFunction(linear.LinearFunction):
 
 
 @static_code
-def _static_sum_blocks(common_num: int, inputs: list) -> tuple:
-    return (blocks.sum_blocks(inputs[0], common_num),)
+def _static_sum_blocks(
+    common_num: int, dtype: numpy.dtype, inputs: list
+) -> tuple:
+    return (blocks.sum_blocks(inputs[0], common_num, dtype),)
 
 
 @static_code
@@ -98,12 +102,16 @@ def _static_cast(dtype: numpy.dtype, inputs: list) -> tuple:
     return (inputs[0].astype(dtype),)
 
 
-def _sum_blocks(x: chainer.Variable, common_num: int) -> chainer.Variable:
-    return blocks.SumBlocks(common_num).apply((x,))[0]
+def _sum_blocks(
+    x: chainer.Variable, common_num: int, dtype: numpy.dtype
+) -> chainer.Variable:
+    return blocks.SumBlocks(common_num, dtype).apply((x,))[0]
 
 
-def _tile_blocks(x: chainer.Variable, common_num: int) -> chainer.Variable:
-    return blocks.TileBlocks(common_num).apply((x,))[0]
+def _tile_blocks(
+    x: chainer.Variable, common_num: int, grad_dtype: Any = None
+) -> chainer.Variable:
+    return blocks.TileBlocks(common_num, grad_dtype).apply((x,))[0]
 
 
 def _grad_data(W: chainer.Variable, gy: chainer.Variable) -> chainer.Variable:
@@ -178,6 +186,8 @@ def check_type_forward(original: Method) -> Method:
                 b_type.ndim == 1,
                 b_type.shape[0] == W_type.shape[0],
             )
+        # Before the hooks of functions look at the node.
+        _become_shared(self, common_num)
 
     return check_type_forward
 
@@ -199,7 +209,7 @@ def forward(original: Method) -> Method:
                 )
         _become_shared(self, common_num)
         if self.shared_algorithm == 'sum':
-            (x,) = _static_sum_blocks(common_num, inputs=[x])
+            (x,) = _static_sum_blocks(common_num, W.dtype, inputs=[x])
             self._summed_x = x
         else:
             (W,) = _static_tile_blocks(common_num, inputs=[W])

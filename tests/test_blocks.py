@@ -54,6 +54,13 @@ def test_sum_blocks_does_not_round_float16():
     assert (blocks.sum_blocks(x, n) == 65 * 60000).all()
 
 
+def test_sum_blocks_in_a_wider_dtype():
+    x = numpy.array([[1, 2**-30]], 'f')
+    assert blocks.sum_blocks(x, 2, 'd') == 1 + 2**-30
+    assert blocks.sum_blocks(x, 2, 'd').dtype == numpy.float64
+    assert blocks.sum_blocks(x, 2, 'e').dtype == numpy.float32
+
+
 def test_sum_blocks_keeps_long_double():
     x = numpy.full((1, 2), 1 + numpy.finfo(numpy.longdouble).eps)
     assert blocks.sum_blocks(x, 2).dtype == numpy.longdouble
@@ -84,13 +91,17 @@ def test_sum_and_tile_are_adjoint(random):
     )
 
 
-@pytest.mark.parametrize('function', [blocks.SumBlocks, blocks.TileBlocks])
 @pytest.mark.parametrize('dtype', DTYPES)
-def test_gradients_have_the_dtype_of_their_input(random, function, dtype):
+def test_dtypes_of_gradients(random, dtype):
     x = chainer.Variable(random.randn(4, 15).astype(dtype))
-    (y,) = function(3).apply((x,))
-    (gx,) = chainer.grad([y], [x], enable_double_backprop=True)
-    assert gx.dtype == dtype
+    for function, expected in (
+        (blocks.SumBlocks(3), dtype),
+        (blocks.TileBlocks(3, dtype), dtype),
+        (blocks.TileBlocks(3), numpy.promote_types(dtype, 'f')),
+    ):
+        (y,) = function.apply((x,))
+        (gx,) = chainer.grad([y], [x], enable_double_backprop=True)
+        assert gx.dtype == expected
 
 
 @pytest.mark.parametrize('function', [blocks.SumBlocks, blocks.TileBlocks])

@@ -1,0 +1,551 @@
+import copy
+import pickle
+import re
+
+from chainer_shared_patch import functions, uninstall
+import chainer
+import chainer.functions as F
+import chainer.links as L
+from chainer.links.rnn.n_step_rnn import NStepRNNBase
+from chainer.serializers import load_npz, save_npz
+from chainer.utils.type_check import InvalidType
+import numpy
+import pytest
+
+from tests.test_functions import iterate
+from tests.test_modes import TiledLinear, assert_same_steps, fill, params_of
+
+N = 3
+K = 2
+OUT = 4
+BATCH = 5
+TIME = 3
+
+
+class Tiling(chainer.LinkHook):
+    """Gives a link the weights that it needs, tiled by hand, for a call."""
+
+    name = 'Tiling'
+
+    def forward_preprocess(self, args):
+        link = args.link
+        if isinstance(link, NStepRNNBase):
+            self.ws = link.ws
+            first = link.n_weights // 2
+            # The layers of a direction each have x as their input.
+            link.ws = [
+                [
+                    tile(w) if j < first and layer < link.direction else w
+                    for j, w in enumerate(ws)
+                ]
+                for layer, ws in enumerate(link.ws)
+            ]
+        elif isinstance(link, L.Linear):
+            self.W = link.W
+            if args.args[0].shape[1] == N * self.W.shape[1]:
+                link.W = tile(self.W)
+
+    def forward_postprocess(self, args):
+        if isinstance(args.link, NStepRNNBase):
+            args.link.ws = self.ws
+        elif isinstance(args.link, L.Linear):
+            args.link.W = self.W
+
+
+def tile(W):
+    return F.concat([W] * N, axis=1)
+
+
+class Unrolled(chainer.Chain):
+    """A link that is called with each part of a long input in turn."""
+
+    def __init__(self, make_link, call):
+        super().__init__()
+        numpy.random.seed(0)
+        with self.init_scope(), chainer.using_config('dtype', 'd'):
+            self.link = make_link()
+        fill(self)
+        self.call = call
+
+    def forward(self, x):
+        # For the noise of zoneout.
+        numpy.random.seed(0)
+        with chainer.using_config('dtype', 'd'):
+            return self.call(self.link, F.split_axis(x, TIME, axis=1))
+
+
+def call_each(link, xs):
+    return F.concat([link(x) for x in xs])
+
+
+def call_stateful(link, xs):
+    link.reset_state()
+    return call_each(link, xs)
+
+
+def call_lstm(link, xs):
+    c = h = None
+    hs = []
+    for x in xs:
+        c, h = link(c, h, x)
+        hs.append(h)
+    return F.concat([c, *hs])
+
+
+def call_gru(link, xs):
+    h = numpy.zeros((len(xs[0]), OUT))
+    hs = []
+    for x in xs:
+        h = link(h, x)
+        hs.append(h)
+    return F.concat(hs)
+
+
+def call_tree(link, xs):
+    """Two leaves, or what stands for them, and their parent."""
+    *leaves, parent = xs
+    none = [None, None]
+    states = [link(*none, *none, x) for x in leaves]
+    cs, hs = zip(*states)
+    return F.concat(link(*cs, *hs, parent))
+
+
+def flat(v):
+    return F.reshape(v, (len(v), -1))
+
+
+def call_n_step(link, xs):
+    """Sequences of different lengths."""
+    steps = F.stack(xs, axis=1)
+    sequences = [x[: TIME - i % 2] for i, x in enumerate(steps)]
+    *states, ys = link(*[None] * link.n_cells, sequences)
+    last = F.concat([F.transpose(s, (1, 0, 2)) for s in states])
+    first = F.stack([y[: TIME - 1] for y in ys])
+    return F.concat([flat(v) for v in (last, first)])
+
+
+def n_step(cls):
+    return lambda: cls(2, K, OUT, 0.0)
+
+
+LINKS = {
+    'Linear': (lambda: L.Linear(K, OUT), call_each),
+    'Linear without bias': (lambda: L.Linear(K, OUT, nobias=True), call_each),
+    'Maxout': (lambda: L.Maxout(K, OUT, 3), call_each),
+    'LSTM': (lambda: L.LSTM(K, OUT), call_stateful),
+    'StatelessLSTM': (lambda: L.StatelessLSTM(K, OUT), call_lstm),
+    'StatefulPeepholeLSTM': (
+        lambda: L.StatefulPeepholeLSTM(K, OUT),
+        call_stateful,
+    ),
+    'StatefulZoneoutLSTM': (
+        lambda: L.StatefulZoneoutLSTM(K, OUT),
+        call_stateful,
+    ),
+    'GRU': (lambda: L.GRU(K, OUT), call_stateful),
+    'StatefulGRU': (lambda: L.StatefulGRU(K, OUT), call_stateful),
+    'StatelessGRU': (lambda: L.StatelessGRU(K, OUT), call_gru),
+    'StatefulMGU': (lambda: L.StatefulMGU(K, OUT), call_stateful),
+    'StatelessMGU': (lambda: L.StatelessMGU(K, OUT), call_gru),
+    'ChildSumTreeLSTM': (lambda: L.ChildSumTreeLSTM(K, OUT), call_tree),
+    'NaryTreeLSTM': (lambda: L.NaryTreeLSTM(K, OUT), call_tree),
+    'NStepGRU': (n_step(L.NStepGRU), call_n_step),
+    'NStepBiGRU': (n_step(L.NStepBiGRU), call_n_step),
+}
+
+
+def width(name):
+    """The columns of x. An MGU's weight spans the state h besides x."""
+    return N * (K + OUT) - OUT if 'MGU' in name else N * K
+
+
+def make_batches(random, columns, steps=4):
+    batches = [random.randn(BATCH, TIME * columns) for _ in range(steps)]
+    return batches, random.randn(steps)
+
+
+@pytest.mark.parametrize('name', LINKS)
+class TestLinksOfFullyConnectedLayers:
+    def test_training(self, random, algorithm, name):
+        batches, weights = make_batches(random, width(name))
+        with chainer.using_config('common_num', N):
+            actual = iterate(Unrolled(*LINKS[name]), batches, weights)
+        uninstall()
+        with Tiling():
+            expected = iterate(Unrolled(*LINKS[name]), batches, weights)
+        assert_same_steps(actual, expected)
+        # A gradient of zero would agree with anything.
+        for step in expected:
+            assert all(abs(a).max() > 0 for a in step)
+
+    def test_without_the_patch(self, random, name):
+        (batch,), _ = make_batches(random, width(name), steps=1)
+        uninstall()
+        with chainer.using_config('common_num', N):
+            with pytest.raises(InvalidType, match='LinearFunction'):
+                Unrolled(*LINKS[name])(batch)
+
+    def test_wrong_width(self, random, name):
+        (batch,), _ = make_batches(random, width(name) + 1, steps=1)
+        message = re.escape('x.shape[1] == {} * W.shape[1]'.format(N))
+        with chainer.using_config('common_num', N):
+            with pytest.raises(InvalidType, match=message):
+                Unrolled(*LINKS[name])(batch)
+
+    def test_of_the_full_width_is_bit_identical(self, random, name):
+        batches, weights = make_batches(random, K)
+        with chainer.using_config('common_num', N):
+            actual = iterate(Unrolled(*LINKS[name]), batches, weights)
+        uninstall()
+        expected = iterate(Unrolled(*LINKS[name]), batches, weights)
+        for actual_step, expected_step in zip(actual, expected):
+            for a, e in zip(actual_step, expected_step):
+                numpy.testing.assert_array_equal(a, e)
+
+
+def test_lstm_of_decreasing_batch_sizes(random, algorithm):
+    xs = [random.randn(size, N * K) for size in (5, 5, 3, 1)]
+
+    def forward(link, xs):
+        link.reset_state()
+        return F.concat([F.flatten(link(x)) for x in xs], axis=0)
+
+    def gradients():
+        chain = Unrolled(lambda: L.LSTM(K, OUT), None)
+        with chainer.using_config('dtype', 'd'):
+            y = forward(chain.link, xs)
+        chain.cleargrads()
+        F.sum(y**2).backward()
+        return [y.array, *(p.grad for _, p in sorted(chain.namedparams()))]
+
+    with chainer.using_config('common_num', N):
+        actual = gradients()
+    uninstall()
+    with Tiling():
+        expected = gradients()
+    assert_same_steps([actual], [expected])
+
+
+def test_tree_lstm_without_x(random, algorithm):
+    # The link makes zeros of its own in_size, which are not shared.
+    chain = Unrolled(lambda: L.ChildSumTreeLSTM(K, OUT), None)
+    x = random.randn(BATCH, N * K)
+    chain.cleargrads()
+    with chainer.using_config('common_num', N):
+        c, h = chain.link(x)
+        shared = chain.link(c, h, None)
+        F.sum(shared[1]).backward()
+    gW = chain.link.W_x.W.grad
+    chain.cleargrads()
+    uninstall()
+    with Tiling():
+        c, h = chain.link(x)
+        tiled = chain.link(c, h, None)
+    F.sum(tiled[1]).backward()
+    for a, e in zip(shared, tiled):
+        numpy.testing.assert_allclose(a.array, e.array)
+    numpy.testing.assert_allclose(gW, chain.link.W_x.W.grad)
+
+
+class TestLinksThatAreNotShared:
+    @pytest.mark.parametrize(
+        'cls',
+        [
+            L.NStepLSTM,
+            L.NStepBiLSTM,
+            L.NStepRNNTanh,
+            L.NStepRNNReLU,
+            L.NStepBiRNNTanh,
+            L.NStepBiRNNReLU,
+        ],
+    )
+    def test_n_step_is_refused(self, random, algorithm, cls):
+        # By a check of Chainer's own functions, which NStepGRU's lacks.
+        batches, weights = make_batches(random, N * K)
+        with chainer.using_config('common_num', N):
+            with pytest.raises(ValueError, match='{} != {}'.format(N * K, K)):
+                Unrolled(n_step(cls), call_n_step)(batches[0])
+            batches, weights = make_batches(random, K)
+            actual = iterate(
+                Unrolled(n_step(cls), call_n_step), batches, weights
+            )
+        uninstall()
+        expected = iterate(
+            Unrolled(n_step(cls), call_n_step), batches, weights
+        )
+        for actual_step, expected_step in zip(actual, expected):
+            for a, e in zip(actual_step, expected_step):
+                numpy.testing.assert_array_equal(a, e)
+
+    def test_highway_is_refused(self, random, algorithm):
+        # Its output is x, in part, and cannot be narrower.
+        with chainer.using_config('common_num', N):
+            with pytest.raises(InvalidType, match='cannot broadcast'):
+                L.Highway(K)(random.randn(BATCH, N * K).astype('f'))
+
+    CASES = {
+        'Highway': (lambda: L.Highway(OUT), [(BATCH, OUT)]),
+        'Bilinear': (
+            lambda: L.Bilinear(N * K, K, OUT),
+            [(BATCH, N * K), (BATCH, K)],
+        ),
+        'MLPConvolution2D': (
+            lambda: L.MLPConvolution2D(N * K, (OUT, N), 1),
+            [(BATCH, N * K, 1, 1)],
+        ),
+    }
+
+    @pytest.mark.parametrize('name', CASES)
+    def test_bit_identical(self, random, algorithm, name):
+        make_link, shapes = self.CASES[name]
+        arrays = [random.randn(*shape).astype('f') for shape in shapes]
+
+        def train():
+            link = make_link()
+            fill(link)
+            optimizer = chainer.optimizers.Adam().setup(link)
+            results = []
+            for _ in range(3):
+                xs = [chainer.Variable(a) for a in arrays]
+                y = link(*xs)
+                link.cleargrads()
+                F.sum(y**2).backward()
+                optimizer.update()
+                results += [y.array, *(x.grad for x in xs), *params_of(link)]
+            return results
+
+        with chainer.using_config('common_num', N):
+            actual = train()
+        uninstall()
+        for a, e in zip(actual, train()):
+            numpy.testing.assert_array_equal(a, e)
+
+    @pytest.mark.parametrize(
+        ('make_link', 'shapes'),
+        [
+            (lambda: L.Bilinear(K, K, OUT), [(BATCH, N * K), (BATCH, K)]),
+            (
+                lambda: L.MLPConvolution2D(K, (OUT, N), 1),
+                [(BATCH, N * K, 1, 1)],
+            ),
+        ],
+        ids=['Bilinear', 'MLPConvolution2D'],
+    )
+    def test_wide_input_is_refused(self, random, algorithm, make_link, shapes):
+        arrays = [random.randn(*shape).astype('f') for shape in shapes]
+        with chainer.using_config('common_num', N):
+            with pytest.raises(InvalidType):
+                make_link()(*arrays)
+
+
+class Model(chainer.Chain):
+    """A shared layer and an LSTM whose input side is shared."""
+
+    def __init__(self, linear=L.Linear):
+        super().__init__()
+        with self.init_scope(), chainer.using_config('dtype', 'd'):
+            self.l1 = linear(K, N * K)
+            self.lstm = L.LSTM(K, OUT)
+        fill(self)
+
+    def forward(self, x):
+        self.lstm.reset_state()
+        self.lstm(F.tanh(self.l1(x)))
+        return self.lstm(x)
+
+
+def reload_npz(model, tmp_path):
+    save_npz(str(tmp_path / 'model.npz'), model)
+    other = Model()
+    fill(other, seed=1)
+    load_npz(str(tmp_path / 'model.npz'), other)
+    return other
+
+
+def copy_params(model, tmp_path):
+    other = Model()
+    fill(other, seed=1)
+    other.copyparams(model)
+    return other
+
+
+def to_device(model, tmp_path):
+    other = copy.deepcopy(model)
+    other.to_device('@numpy')
+    return other
+
+
+COPIES = {
+    'deepcopy': lambda model, tmp_path: copy.deepcopy(model),
+    'copy': lambda model, tmp_path: model.copy('copy'),
+    'pickle': lambda model, tmp_path: pickle.loads(pickle.dumps(model)),
+    'npz': reload_npz,
+    'copyparams': copy_params,
+    'to_device': to_device,
+}
+
+
+class TestCopies:
+    @pytest.fixture
+    def data(self, random):
+        batches = [random.randn(BATCH, N * K) for _ in range(6)]
+        return batches, random.randn(6)
+
+    @pytest.mark.parametrize('make_copy', COPIES.values(), ids=COPIES)
+    def test_copy_in_the_middle_of_a_training(
+        self, algorithm, tmp_path, data, make_copy
+    ):
+        batches, weights = data
+        model = Model()
+        with chainer.using_config('common_num', N):
+            actual = iterate(model, batches[:3], weights[:3])
+            twin = make_copy(model, tmp_path)
+            before = params_of(model)
+            actual += iterate(twin, batches[3:], weights[3:])
+        # The original has not moved with its copy.
+        for a, e in zip(params_of(model), before):
+            numpy.testing.assert_array_equal(a, e)
+        uninstall()
+        with Tiling():
+            expected = iterate(Model(), batches, weights)
+        assert_same_steps(actual, expected)
+
+    def test_share_mode_copy_has_the_same_weight(self, algorithm, data):
+        (batch, *_), _ = data
+        model = Model()
+        twin = model.copy('share')
+        with chainer.using_config('common_num', N):
+            y = model(batch).array
+            twin.l1.W.array[...] *= 2
+            assert not numpy.allclose(model(batch).array, y)
+            numpy.testing.assert_array_equal(
+                model(batch).array, twin(batch).array
+            )
+
+    def test_state_of_an_lstm_is_copied(self, random, algorithm):
+        x = random.randn(BATCH, N * K)
+        link = Unrolled(lambda: L.LSTM(K, OUT), None).link
+        with chainer.using_config('dtype', 'd'):
+            with chainer.using_config('common_num', N):
+                link(x)
+                twin = copy.deepcopy(link)
+                expected = link(x)
+                actual = twin(x)
+        numpy.testing.assert_array_equal(actual.array, expected.array)
+
+    @pytest.mark.parametrize('mode', ['init', 'copy', 'share'])
+    def test_repeat(self, algorithm, data, mode):
+        def make(linear):
+            with chainer.using_config('dtype', 'd'):
+                layer = linear(K, N * K)
+                fill(layer)
+                chain = layer.repeat(3, mode)
+            if mode == 'init':
+                fill(chain)
+            return chain
+
+        with chainer.using_config('common_num', N):
+            chain = make(L.Linear)
+            weights = {id(layer.W) for layer in chain}
+            arrays = {id(layer.W.array) for layer in chain}
+            actual = self.train(chain, *data)
+        assert len(weights) == 3
+        assert len(arrays) == (1 if mode == 'share' else 3)
+        uninstall()
+        assert_same_steps(actual, self.train(make(TiledLinear), *data))
+
+    def train(self, chain, batches, weights):
+        steps = []
+        for batch, weight in zip(batches, weights):
+            x = chainer.Variable(batch)
+            y = chain(x)
+            chain.cleargrads()
+            F.sum(F.tanh(y) * weight).backward()
+            steps.append([y.array, x.grad])
+            for param in chain.params():
+                param.array[...] -= 0.01 * param.grad
+        return steps
+
+    def test_optimizer_state_through_npz(self, tmp_path, algorithm, data):
+        batches, weights = data
+
+        def make(seed):
+            model = Model()
+            fill(model, seed)
+            return model, chainer.optimizers.Adam(0.05).setup(model)
+
+        def train(model, optimizer, part):
+            for batch, weight in zip(batches[part], weights[part]):
+                model.cleargrads()
+                F.sum(model(batch) * weight).backward()
+                optimizer.update()
+
+        first, second = slice(3), slice(3, None)
+        model, optimizer = make(0)
+        resumed, resumed_optimizer = make(1)
+        with chainer.using_config('common_num', N):
+            train(model, optimizer, first)
+            save_npz(str(tmp_path / 'model'), model)
+            save_npz(str(tmp_path / 'optimizer'), optimizer)
+            load_npz(str(tmp_path / 'model'), resumed)
+            load_npz(str(tmp_path / 'optimizer'), resumed_optimizer)
+            train(model, optimizer, second)
+            train(resumed, resumed_optimizer, second)
+        for a, e in zip(params_of(resumed), params_of(model)):
+            numpy.testing.assert_array_equal(a, e)
+
+
+class TestWeightsOfAnotherWidth:
+    """What Chainer itself does with them, which the patch leaves alone."""
+
+    def reload(self, tmp_path, source, target):
+        path = str(tmp_path / 'link.npz')
+        save_npz(path, source)
+        load_npz(path, target)
+
+    @pytest.mark.parametrize('k', [1, K])
+    def test_dense_into_shared_is_refused(self, tmp_path, k):
+        with pytest.raises(ValueError, match='broadcast'):
+            self.reload(tmp_path, L.Linear(N * k, OUT), L.Linear(k, OUT))
+
+    def test_shared_into_dense_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match='broadcast'):
+            self.reload(tmp_path, L.Linear(K, OUT), L.Linear(N * K, OUT))
+
+    def test_shared_into_dense_is_tiled_if_blocks_are_single_columns(
+        self, random, tmp_path, algorithm
+    ):
+        # NumPy broadcasts it, to the weight that the shared layer stands for.
+        shared, dense = L.Linear(1, OUT), L.Linear(N, OUT)
+        fill(shared)
+        self.reload(tmp_path, shared, dense)
+        x = random.randn(BATCH, N).astype('f')
+        with chainer.using_config('common_num', N):
+            y = shared(x)
+        uninstall()
+        numpy.testing.assert_allclose(
+            y.array, dense(x).array, rtol=1e-5, atol=1e-5
+        )
+
+    def test_link_of_no_width_yet_becomes_shared(
+        self, random, tmp_path, algorithm
+    ):
+        shared, lazy = L.Linear(K, OUT), L.Linear(None, OUT)
+        fill(shared)
+        self.reload(tmp_path, shared, lazy)
+        x = random.randn(BATCH, N * K).astype('f')
+        with chainer.using_config('common_num', N):
+            y = lazy(x)
+            numpy.testing.assert_array_equal(y.array, shared(x).array)
+        assert lazy.W.shape == (OUT, K)
+        assert isinstance(y.creator_node, functions.SharedLinearFunction)
+
+    def test_link_of_no_width_yet_is_dense_on_its_own(self, random):
+        lazy = L.Linear(None, OUT)
+        with chainer.using_config('common_num', N):
+            lazy(random.randn(BATCH, N * K).astype('f'))
+        assert lazy.W.shape == (OUT, N * K)
+
+    def test_copyparams_from_dense_is_refused(self):
+        with pytest.raises(ValueError, match='broadcast'):
+            L.Linear(K, OUT).copyparams(L.Linear(N * K, OUT))
