@@ -1,9 +1,10 @@
 """Installs and uninstalls the patch: the one place that assigns to Chainer.
 
 Nothing changes on disk. :func:`install` puts functions in the place of four
-methods of Chainer's ``LinearFunction``, and :func:`uninstall` puts the very
-same methods back. A graph that was built under the patch stays right after it
-is gone, and one that was built before it is not touched by it.
+methods of Chainer's ``LinearFunction`` and of one of its ``Linear``, and
+:func:`uninstall` puts the very same methods back. A graph that was built
+under the patch stays right after it is gone, and one that was built before it
+is not touched by it.
 """
 
 from __future__ import annotations
@@ -12,15 +13,21 @@ from collections.abc import Iterator
 import contextlib
 import os
 import threading
-from typing import Optional
+from typing import Any, Callable, Optional
 
-from chainer_shared_patch import config, functions
+from chainer_shared_patch import config, functions, links
 import chainer
 from chainer.functions.connection.linear import LinearFunction
+from chainer.links import Linear
 
+# In the order in which they are put in; they are taken out in reverse.
+_REPLACEMENTS: dict[Any, dict[str, Callable[..., functions.Method]]] = {
+    LinearFunction: functions.REPLACEMENTS,
+    Linear: links.REPLACEMENTS,
+}
 _lock = threading.RLock()
-_originals: dict[str, functions.Method] = {}
-_replacements: dict[str, functions.Method] = {}
+_originals: dict[tuple[Any, str], functions.Method] = {}
+_replacements: dict[tuple[Any, str], functions.Method] = {}
 _wanted = False  # by install
 _open_blocks = 0  # of patched, in all threads
 
@@ -68,8 +75,8 @@ def is_installed() -> bool:
     """Returns whether the patch is installed."""
     with _lock:
         return bool(_originals) and all(
-            vars(LinearFunction)[name] is not original
-            for name, original in _originals.items()
+            getattr(cls, name) is not original
+            for (cls, name), original in _originals.items()
         )
 
 
@@ -131,26 +138,32 @@ def patched(
 
 
 def _put_in() -> None:
-    for name, replace in functions.REPLACEMENTS.items():
-        current = vars(LinearFunction)[name]
-        # A method that is neither ours nor the original is somebody's who has
-        # patched on top, and who calls ours.
-        if current is _originals.get(name, current):
-            _originals[name] = current
-            _replacements[name] = replace(current)
-            setattr(LinearFunction, name, _replacements[name])
+    for cls, replacements in _REPLACEMENTS.items():
+        for name, replace in replacements.items():
+            current = getattr(cls, name)
+            # A method that is neither ours nor the original is somebody's who
+            # has patched on top, and who calls ours.
+            if current is _originals.get((cls, name), current):
+                _originals[cls, name] = current
+                _replacements[cls, name] = replace(current)
+                setattr(cls, name, _replacements[cls, name])
 
 
 def _take_out() -> None:
-    methods = vars(LinearFunction)
-    for name, original in _originals.items():
-        if methods[name] not in (original, _replacements[name]):
+    for (cls, name), original in _originals.items():
+        current = getattr(cls, name)
+        if current not in (original, _replacements[cls, name]):
             raise RuntimeError(
-                'cannot uninstall chainer_shared_patch: LinearFunction.{} has '
-                'since been replaced by {!r}, which has to be undone '
-                'first'.format(name, methods[name])
+                'cannot uninstall chainer_shared_patch: {}.{} has since been '
+                'replaced by {!r}, which has to be undone first'.format(
+                    cls.__name__, name, current
+                )
             )
     # The type check goes first: no other thread then gets past it and finds
     # a forward that cannot follow.
-    for name in reversed(list(_originals)):
-        setattr(LinearFunction, name, _originals.pop(name))
+    for cls, name in reversed(list(_originals)):
+        original = _originals.pop((cls, name))
+        if original is getattr(super(cls, cls), name, None):
+            delattr(cls, name)
+        else:
+            setattr(cls, name, original)

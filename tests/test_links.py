@@ -496,36 +496,53 @@ class TestCopies:
 
 
 class TestWeightsOfAnotherWidth:
-    """What Chainer itself does with them, which the patch leaves alone."""
-
     def reload(self, tmp_path, source, target):
         path = str(tmp_path / 'link.npz')
         save_npz(path, source)
         load_npz(path, target)
 
+    # Blocks of one column are what NumPy would broadcast.
     @pytest.mark.parametrize('k', [1, K])
-    def test_dense_into_shared_is_refused(self, tmp_path, k):
-        with pytest.raises(ValueError, match='broadcast'):
-            self.reload(tmp_path, L.Linear(N * k, OUT), L.Linear(k, OUT))
+    @pytest.mark.parametrize('into_shared', [True, False])
+    def test_dense_and_shared_are_told_apart(self, tmp_path, k, into_shared):
+        dense, shared = L.Linear(N * k, OUT), L.Linear(k, OUT)
+        source, target = (dense, shared) if into_shared else (shared, dense)
+        before = target.W.array.copy()
+        with pytest.raises(ValueError) as info:
+            self.reload(tmp_path, source, target)
+        for words in (
+            'cannot load a W of shape {}'.format(source.W.shape),
+            'whose W has the shape {}'.format(target.W.shape),
+            '{} is that of an ordinary layer'.format(dense.W.shape),
+            '{} that of one whose input is shared'.format(shared.W.shape),
+            'by {} blocks'.format(N),
+            'Linear({}, {})'.format(*source.W.shape[::-1]),
+        ):
+            assert words in str(info.value)
+        numpy.testing.assert_array_equal(target.W.array, before)
 
-    def test_shared_into_dense_is_refused(self, tmp_path):
-        with pytest.raises(ValueError, match='broadcast'):
-            self.reload(tmp_path, L.Linear(K, OUT), L.Linear(N * K, OUT))
+    def test_other_widths_are_refused(self, tmp_path):
+        with pytest.raises(ValueError) as info:
+            self.reload(tmp_path, L.Linear(5, OUT), L.Linear(3, OUT))
+        message = str(info.value)
+        assert '{}'.format((OUT, 5)) in message
+        assert '{}'.format((OUT, 3)) in message
+        assert 'shared' not in message
 
-    def test_shared_into_dense_is_tiled_if_blocks_are_single_columns(
-        self, random, tmp_path, algorithm
-    ):
-        # NumPy broadcasts it, to the weight that the shared layer stands for.
-        shared, dense = L.Linear(1, OUT), L.Linear(N, OUT)
-        fill(shared)
-        self.reload(tmp_path, shared, dense)
-        x = random.randn(BATCH, N).astype('f')
-        with chainer.using_config('common_num', N):
-            y = shared(x)
-        uninstall()
-        numpy.testing.assert_allclose(
-            y.array, dense(x).array, rtol=1e-5, atol=1e-5
-        )
+    def test_within_a_chain(self, tmp_path):
+        with pytest.raises(ValueError, match='shared by 3 blocks'):
+            self.reload(
+                tmp_path,
+                chainer.Sequential(L.Linear(2, OUT), L.Linear(N * K, OUT)),
+                chainer.Sequential(L.Linear(2, OUT), L.Linear(K, OUT)),
+            )
+
+    def test_missing_W_is_chainers_to_refuse(self, tmp_path):
+        path = str(tmp_path / 'link.npz')
+        numpy.savez(path, b=numpy.zeros(OUT, 'f'))
+        with pytest.raises(KeyError):
+            load_npz(path, L.Linear(K, OUT))
+        load_npz(path, L.Linear(K, OUT), strict=False)
 
     def test_link_of_no_width_yet_becomes_shared(
         self, random, tmp_path, algorithm

@@ -10,6 +10,7 @@ from chainer_shared_patch import (
 import chainer
 import chainer.functions as F
 from chainer.functions.connection.linear import LinearFunction
+import chainer.links as L
 from chainer.utils.type_check import InvalidType
 import numpy
 import pytest
@@ -27,7 +28,9 @@ def originals():
 
 
 def current():
-    return {name: vars(LinearFunction)[name] for name in NAMES}
+    methods = {name: vars(LinearFunction)[name] for name in NAMES}
+    # Chainer's own is the one that all links inherit.
+    return {**methods, 'serialize': vars(L.Linear).get('serialize')}
 
 
 def works(common_num=10):
@@ -48,6 +51,8 @@ def test_install_replaces_the_methods(originals):
     for name in NAMES:
         assert vars(LinearFunction)[name] is not originals[name]
         assert vars(LinearFunction)[name].__name__ == name
+    assert originals['serialize'] is None
+    assert vars(L.Linear)['serialize'].__name__ == 'serialize'
 
 
 def test_uninstall_restores_the_very_same_methods(originals):
