@@ -6,8 +6,8 @@
     $ git clone --branch v7.8.1 https://github.com/chainer/chainer
     $ python scripts/run_chainer_tests.py chainer
 
-Needs pytest, mock and SciPy. Sums up the failures by their cause, and exits
-with 1 if a test fails that docs/compatibility.md does not list.
+Needs pytest, mock and SciPy. Sums up failures and skips by their cause, and
+exits with 1 if a test fails that docs/compatibility.md does not list.
 """
 
 import argparse
@@ -55,18 +55,29 @@ def shorten(message):
     return lines[0] if lines else ''
 
 
+def skip_reason(report):
+    """Returns why a test was skipped, or failed as it was expected to."""
+    if isinstance(report.longrepr, tuple):
+        return report.longrepr[2]
+    return 'expected to fail ' + getattr(report, 'wasxfail', '')
+
+
 class Recorder:
-    """A pytest plugin that counts outcomes and keeps failures."""
+    """A pytest plugin that counts outcomes and their causes."""
 
     def __init__(self):
         self.counts = collections.Counter()
+        self.skips = collections.Counter()
         self.failures = []
 
     def pytest_runtest_logreport(self, report):
         if report.failed:
             self.add_failure(report)
-        elif report.when == 'call' or report.skipped:
-            self.counts[report.outcome] += 1
+        elif report.skipped:
+            self.counts['skipped'] += 1
+            self.skips[skip_reason(report)] += 1
+        elif report.when == 'call':
+            self.counts['passed'] += 1
 
     def pytest_collectreport(self, report):
         if report.failed:
@@ -131,6 +142,10 @@ def main():
         ],
         plugins=[recorder],
     )
+
+    print('\nSkipped')
+    for reason, number in recorder.skips.most_common():
+        print('  {:6} {}'.format(number, ' '.join(reason.split())[:100]))
 
     causes = collections.defaultdict(collections.Counter)
     for test, cause in recorder.failures:
