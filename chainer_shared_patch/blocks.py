@@ -128,20 +128,16 @@ class SumBlocks(function_node.FunctionNode):
 
 
 class TileBlocks(function_node.FunctionNode):
-    """:func:`tile_blocks` as a differentiable function.
+    """:func:`tile_blocks` as a differentiable function."""
 
-    The gradient is cast to ``grad_dtype``, if that is given, and otherwise
-    stays in the dtype that it is summed in.
-    """
-
-    def __init__(self, common_num: int, grad_dtype: Any = None) -> None:
+    def __init__(self, common_num: int) -> None:
         self.common_num = common_num
-        self.grad_dtype = grad_dtype
 
     def forward(self, inputs: tuple) -> tuple:
         (x,) = inputs
+        self._dtype = x.dtype
         return (tile_blocks(x, self.common_num),)
 
     def backward(self, indexes: tuple, grad_outputs: tuple) -> tuple:
         (gx,) = SumBlocks(self.common_num).apply(grad_outputs)
-        return (chainer.functions.cast(gx, self.grad_dtype or gx.dtype),)
+        return (chainer.functions.cast(gx, self._dtype),)

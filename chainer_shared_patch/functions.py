@@ -61,9 +61,12 @@ class SharedLinearFunction(linear.LinearFunction):
         with chainer.using_config('use_ideep', self._config_use_ideep):
             if 0 in indexes:
                 if summing:
-                    gx = _tile_blocks(_grad_data(W, gy), n)
+                    # Not in float16: its own gradient is a sum of blocks.
+                    wide = numpy.promote_types(gy.dtype, numpy.float32)
+                    gx = _grad_data(W, chainer.functions.cast(gy, wide))
+                    gx = _tile_blocks(gx, n)
                 else:
-                    gx = _grad_data(_tile_blocks(W, n, W.dtype), gy)
+                    gx = _grad_data(_tile_blocks(W, n), gy)
                 ret.append(chainer.functions.cast(gx, x.dtype))
             if 1 in indexes:
                 if not summing:
@@ -108,10 +111,8 @@ def _sum_blocks(
     return blocks.SumBlocks(common_num, dtype).apply((x,))[0]
 
 
-def _tile_blocks(
-    x: chainer.Variable, common_num: int, grad_dtype: Any = None
-) -> chainer.Variable:
-    return blocks.TileBlocks(common_num, grad_dtype).apply((x,))[0]
+def _tile_blocks(x: chainer.Variable, common_num: int) -> chainer.Variable:
+    return blocks.TileBlocks(common_num).apply((x,))[0]
 
 
 def _grad_data(W: chainer.Variable, gy: chainer.Variable) -> chainer.Variable:

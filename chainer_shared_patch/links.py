@@ -18,29 +18,36 @@ def serialize(original: Method) -> Method:
     shared layer with ``(out_size, 1)`` passes for one of a dense layer.
     """
 
+    inherited = 'serialize' not in vars(L.Linear)
+
     @functools.wraps(original)
     def serialize(self: L.Linear, serializer: Any) -> None:
         if isinstance(serializer, chainer.Deserializer):
             _check_stored_shape(self, serializer)
-        original(self, serializer)
+        if inherited:
+            # Which need not be Link's, in a subclass of several links.
+            super(L.Linear, self).serialize(serializer)
+        else:
+            original(self, serializer)
 
     return serialize
 
 
 def _check_stored_shape(link: L.Linear, serializer: Any) -> None:
-    if link.W.array is None:
+    W = getattr(link, 'W', None)
+    if not isinstance(W, chainer.Parameter) or W.array is None:
         return
     try:
         stored = serializer('W', None)
     except KeyError:  # which the original says better
         return
-    here, there = link.W.shape, getattr(stored, 'shape', link.W.shape)
+    here, there = W.shape, getattr(stored, 'shape', W.shape)
     if here == there:
         return
     message = (
         'cannot load a W of shape {} into a Linear whose W has the shape {}'
     ).format(there, here)
-    if len(there) == 2 and there[0] == here[0]:
+    if len(there) == len(here) == 2 and there[0] == here[0]:
         narrow, wide = sorted((here, there))
         if narrow[1] and wide[1] % narrow[1] == 0:
             message += (

@@ -27,6 +27,7 @@ _REPLACEMENTS: dict[Any, dict[str, Callable[..., functions.Method]]] = {
 }
 _lock = threading.RLock()
 _originals: dict[tuple[Any, str], functions.Method] = {}
+_inherited: set[tuple[Any, str]] = set()
 _replacements: dict[tuple[Any, str], functions.Method] = {}
 _wanted = False  # by install
 _open_blocks = 0  # of patched, in all threads
@@ -145,6 +146,8 @@ def _put_in() -> None:
             # has patched on top, and who calls ours.
             if current is _originals.get((cls, name), current):
                 _originals[cls, name] = current
+                if name not in vars(cls):
+                    _inherited.add((cls, name))
                 _replacements[cls, name] = replace(current)
                 setattr(cls, name, _replacements[cls, name])
 
@@ -163,7 +166,8 @@ def _take_out() -> None:
     # a forward that cannot follow.
     for cls, name in reversed(list(_originals)):
         original = _originals.pop((cls, name))
-        if original is getattr(super(cls, cls), name, None):
-            delattr(cls, name)
-        else:
+        if (cls, name) not in _inherited:
             setattr(cls, name, original)
+        elif name in vars(cls):
+            delattr(cls, name)
+    _inherited.clear()

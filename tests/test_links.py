@@ -537,6 +537,33 @@ class TestWeightsOfAnotherWidth:
                 chainer.Sequential(L.Linear(2, OUT), L.Linear(K, OUT)),
             )
 
+    def test_other_links_of_a_subclass_are_serialized(self, tmp_path):
+        class Extra(chainer.Link):
+            extra = 0
+
+            def serialize(self, serializer):
+                super().serialize(serializer)
+                self.extra = serializer('extra', self.extra)
+
+        class Both(L.Linear, Extra):
+            pass
+
+        source, target = Both(K, OUT), Both(K, OUT)
+        source.extra = 7
+        self.reload(tmp_path, source, target)
+        assert target.extra == 7
+        numpy.testing.assert_array_equal(target.W.array, source.W.array)
+
+    def test_links_whose_W_is_no_matrix_of_parameters(self, tmp_path):
+        without = L.Linear(K, OUT)
+        del without.W
+        self.reload(tmp_path, without, without)
+        vector = L.Linear(K, OUT)
+        with vector.init_scope():
+            vector.W = chainer.Parameter(0, (OUT,))
+        with pytest.raises(ValueError, match='cannot load a W of shape'):
+            self.reload(tmp_path, L.Linear(K, OUT), vector)
+
     def test_missing_W_is_chainers_to_refuse(self, tmp_path):
         path = str(tmp_path / 'link.npz')
         numpy.savez(path, b=numpy.zeros(OUT, 'f'))

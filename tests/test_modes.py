@@ -173,6 +173,31 @@ class TestDtypes:
 
     @pytest.mark.parametrize('W_dtype', ['e', 'f', 'd'])
     @pytest.mark.parametrize('x_dtype', ['e', 'f', 'd'])
+    def test_backward_through_gradients(
+        self, random, algorithm, x_dtype, W_dtype
+    ):
+        # Unlike chainer.grad, backward checks the dtype of every gradient.
+        x, W, _ = make_arrays(random, *SIZES, nobias=True)
+
+        def compute(linear, *arrays):
+            x, W = (chainer.Variable(a) for a in arrays)
+            (gx,) = chainer.grad(
+                [F.sum(linear(x, W) ** 2)], [x], enable_double_backprop=True
+            )
+            F.sum(gx**2).backward()
+            return x.grad, W.grad
+
+        with chainer.using_config('common_num', N):
+            actual = compute(F.linear, x.astype(x_dtype), W.astype(W_dtype))
+        expected = compute(tiled_linear(N), x, W)
+        coarse = 'e' if 'e' in x_dtype + W_dtype else 'f'
+        for a, e, dtype in zip(actual, expected, (x_dtype, W_dtype)):
+            assert a.dtype == dtype
+            atol = 50 * numpy.finfo(coarse).eps * abs(e).max()
+            numpy.testing.assert_allclose(a, e, rtol=0, atol=atol)
+
+    @pytest.mark.parametrize('W_dtype', ['e', 'f', 'd'])
+    @pytest.mark.parametrize('x_dtype', ['e', 'f', 'd'])
     def test_as_good_as_the_dense_layer(
         self, random, algorithm, x_dtype, W_dtype
     ):

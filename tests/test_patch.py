@@ -134,6 +134,22 @@ class TestForeignPatch:
             assert (F.linear(x, W).array == 40).all()
         assert vars(LinearFunction)['forward'] is foreign
 
+    def test_of_an_inherited_method(self, originals, monkeypatch):
+        calls = []
+        serialize = chainer.Link.serialize
+
+        def foreign(self, serializer):
+            calls.append(self)
+            serialize(self, serializer)
+
+        install()
+        monkeypatch.setattr(chainer.Link, 'serialize', foreign)
+        link = L.Linear(2, 3)
+        link.serialize(chainer.serializers.DictionarySerializer())
+        assert calls == [link]
+        uninstall()
+        assert 'serialize' not in vars(L.Linear)
+
     def test_that_put_the_original_back(self, originals):
         install()
         LinearFunction.forward = originals['forward']

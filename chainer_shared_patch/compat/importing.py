@@ -15,6 +15,7 @@ from importlib import metadata
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import re
 import sys
 import types
 from typing import Any, Optional
@@ -59,10 +60,11 @@ def is_missing(name: str) -> bool:
 def has(distribution: str, version: tuple[int, ...]) -> bool:
     """Returns whether a distribution is installed, this version or later."""
     try:
-        installed = metadata.version(distribution).split('.')
+        installed = metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return False
-    return tuple(map(int, installed[: len(version)])) >= version
+    numbers = re.findall(r'\d+', installed)[: len(version)]
+    return tuple(map(int, numbers)) >= version
 
 
 _fixes: dict[str, list[Fix]] = {}

@@ -23,7 +23,8 @@ def _make_caffe_pb2(module: Any) -> None:
     # The literal is the argument of a function that encodes it.
     (literal,) = value.args  # type: ignore[attr-defined]
     names = vars(module)
-    names['DESCRIPTOR'] = descriptor_pool.Default().AddSerializedFile(
+    # A pool of its own, as others may have their own caffe.proto.
+    names['DESCRIPTOR'] = descriptor_pool.DescriptorPool().AddSerializedFile(
         literal.value.encode('latin1')
     )
     builder.BuildMessageAndEnumDescriptors(names['DESCRIPTOR'], names)

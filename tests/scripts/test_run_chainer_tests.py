@@ -81,6 +81,31 @@ def test_failing(tmp_path, name, listed, status):
     assert last == expected.format(number)
 
 
+def test_failing_more_often_than_listed(tmp_path, script):
+    listed = script.listed_tests()[
+        'test_function.py::TestFunction::test_label'
+    ]
+    code = "@testing.parameterize(*testing.product({{'x': list(range({}))}}))"
+    statement = (
+        'numpy.no_such_name\n\n'
+        + code.format(listed)
+        + (
+            '\nclass TestFunction(unittest.TestCase):\n'
+            '    def test_label(self):\n        numpy.no_such_name'
+        )
+    )
+    result = run(tmp_path, 'test_function.py', statement=statement)
+    assert result.returncode == 1
+    assert '4 of them not listed' in result.stdout
+
+
+def test_that_is_aborted(tmp_path):
+    statement = 'pytest.exit("enough")'
+    result = run(tmp_path, 'test_new.py', statement=statement)
+    assert result.returncode == 1
+    assert 'did not come to its end' in result.stderr
+
+
 def test_that_cannot_be_collected(tmp_path):
     result = run(tmp_path, 'test_new.py', statement='invalid syntax')
     assert result.returncode == 1
@@ -110,6 +135,10 @@ def test_no_checkout(tmp_path):
         (
             'tests/chainer_tests/test_a.py::TestA_use_cuda=false::test_b[1-2]',
             'test_a.py::TestA::test_b',
+        ),
+        (
+            'tests/chainer_tests/test_a.py::TestA::test_use_int',
+            'test_a.py::TestA::test_use_int',
         ),
         (
             'tests/chainer_tests/test_a.py::TestA_param_12_{x=1}::test_b_{c=d}',
