@@ -7,8 +7,7 @@ from typing import Any, Callable
 
 import chainer
 import chainer.links as L
-
-Method = Callable[..., Any]
+from chainer_shared_patch.functions import Method
 
 
 def serialize(original: Method) -> Method:
