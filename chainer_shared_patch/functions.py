@@ -69,19 +69,23 @@ class SharedLinearFunction(linear.LinearFunction):
                     gx = _grad_data(_tile_blocks(W, n), gy)
                 ret.append(chainer.functions.cast(gx, x.dtype))
             if 1 in indexes:
-                if not summing:
+                if summing:
+                    gW = _grad_weight(self._get_summed_x(x, W), gy, W.dtype)
+                else:
                     gW = _grad_weight(x, gy, W.dtype)
                     gW = _sum_blocks(gW, n, W.dtype)
-                elif chainer.config.enable_backprop:
-                    summed_x = _sum_blocks(x, n, W.dtype)
-                    gW = _grad_weight(summed_x, gy, W.dtype)
-                else:
-                    summed_x = chainer.as_variable(self._summed_x)
-                    gW = _grad_weight(summed_x, gy, W.dtype)
                 ret.append(chainer.functions.cast(gW, W.dtype))
             if 2 in indexes:
                 ret.append(chainer.functions.sum(gy, axis=0))
         return ret
+
+    def _get_summed_x(
+        self, x: chainer.Variable, W: chainer.Variable
+    ) -> chainer.Variable:
+        # What forward has kept is no part of the graph of x.
+        if chainer.config.enable_backprop:
+            return _sum_blocks(x, self.common_num, W.dtype)
+        return chainer.as_variable(self._summed_x)
 
 
 # A static graph runs again only what it has seen as static code, and follows

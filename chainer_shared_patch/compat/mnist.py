@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from typing import Any, Optional
-import urllib.error
 import urllib.request
 import zlib
 
@@ -80,6 +79,10 @@ FASHION_MNIST = DataSet(
 )
 
 
+# The files of Chainer's own cache.
+_CACHED = {'train': 'train.npz', 't10k': 'test.npz'}
+
+
 def read_idx(content: bytes, source: str) -> numpy.ndarray:
     """Reads an array of bytes in the IDX format.
 
@@ -136,8 +139,7 @@ def read_directory(directory: str, kind: str) -> dict[str, numpy.ndarray]:
     def read(name: str) -> numpy.ndarray:
         for path in _paths(directory, name):
             if os.path.exists(path):
-                with open(path, 'rb') as file:
-                    return read_idx(file.read(), path)
+                return read_idx(_read(path), path)
         raise FileNotFoundError(
             'there is no {0} and no {0}.gz in {1}'.format(name, directory)
         )
@@ -169,8 +171,7 @@ def retrieve(data_set: DataSet, kind: str) -> dict[str, numpy.ndarray]:
     from chainer.dataset import download
 
     root = download.get_dataset_directory(data_set.directory)
-    # The names of Chainer's own cache.
-    name = {'train': 'train.npz', 't10k': 'test.npz'}[kind]
+    name = _CACHED[kind]
     path = os.path.join(root, name)
     if not os.path.exists(path):
         if not os.access(root, os.W_OK):
@@ -298,8 +299,10 @@ def _uncompressed(content: bytes, source: str) -> bytes:
 
 
 def _retrieve_with(data_set: DataSet) -> Callable[..., Any]:
+    kinds = {name: kind for kind, name in _CACHED.items()}
+
     def retrieve_by_name(name: str, urls: Any) -> dict[str, numpy.ndarray]:
-        return retrieve(data_set, 'train' if name == 'train.npz' else 't10k')
+        return retrieve(data_set, kinds[name])
 
     return retrieve_by_name
 
