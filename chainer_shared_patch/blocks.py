@@ -55,10 +55,13 @@ def sum_blocks(x: Any, common_num: int, dtype: Any = None) -> Any:
     if isinstance(x, cuda.ndarray):
         return _sum_blocks_gpu(x, common_num, k, dtype)
     blocks = numpy.asarray(x).reshape(batch_size, common_num, k)
-    # About the cost of copying x, and faster than ndarray.sum, unless it has
-    # to cast: then even a dtype that changes nothing slows it.
-    cast: dict[str, Any] = {} if x.dtype == dtype else {'dtype': dtype}
-    return numpy.ascontiguousarray(numpy.einsum('bnk->bk', blocks, **cast))
+    # A product of each row with ones sums short blocks several times faster
+    # than a reduction does, at about the cost of copying x. But for rows much
+    # longer than this, BLAS would wake its threads, and for each row anew.
+    short = k < 64 or k < 1024 and columns < 8192
+    if short and blocks.strides[2] == blocks.itemsize:
+        return numpy.matmul(numpy.ones(common_num, dtype), blocks)
+    return numpy.ascontiguousarray(numpy.add.reduce(blocks, 1, dtype))
 
 
 def _sum_blocks_gpu(
@@ -105,8 +108,7 @@ def tile_blocks(x: Any, common_num: int) -> Any:
     """
     batch_size, k = x.shape
     xp = cuda.get_array_module(x)
-    y = xp.empty((batch_size, common_num, k), x.dtype)
-    y[...] = x[:, None, :]
+    y = xp.repeat(x[:, None, :], common_num, axis=1)
     return y.reshape(batch_size, common_num * k)
 
 
