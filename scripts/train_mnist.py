@@ -7,6 +7,7 @@ among the 10 blocks of its 1000 inputs: its W is (900, 100) instead of
 """
 
 import argparse
+import functools
 import glob
 import os
 import sys
@@ -360,6 +361,10 @@ def main():
         extensions.snapshot(
             filename='snapshot_epoch_{.updater.epoch}',
             n_retains=2,
+            # To compress weights takes a while and saves next to nothing.
+            savefun=functools.partial(
+                chainer.serializers.save_npz, compression=False
+            ),
             autoload=args.autoload,
         ),
         trigger=(frequency, 'epoch'),

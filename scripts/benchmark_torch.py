@@ -1,0 +1,154 @@
+"""The contenders that are computed by PyTorch."""
+
+import json
+import os
+import tempfile
+import time
+
+import chainer_shared_patch  # noqa: F401
+from benchmark_contenders import Contender, Row, make_array
+import chainer
+import torch
+import train_mnist
+
+
+class SharedModule(torch.nn.Module):
+    """A module of PyTorch that is given the sum of its input's blocks."""
+
+    def __init__(self, common_num, module):
+        super().__init__()
+        self.common_num = common_num
+        self.module = module
+
+    def forward(self, x, *state):
+        blocks = x.view(len(x), self.common_num, -1)
+        return self.module(blocks.sum(1), *state)
+
+
+class Library:
+    """Makes the contenders, measures their memory, trains."""
+
+    def __init__(self, device):
+        # Its profiler and its compiler talk; errors come as exceptions.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        name, _, index = device.partition(':')
+        self.device = torch.device(
+            'cuda:' + (index or '0') if name == '@cupy' else 'cpu'
+        )
+
+    def make(self, name, row):
+        module = self._make_module(row, dense=name == 'torch-dense')
+        if name == 'torch-compile':
+            torch.compiler.reset()
+            module = torch.compile(module, dynamic=False)
+        dtype = getattr(torch, row.dtype)
+        x, gy = (
+            torch.tensor(make_array(row.batch_size, size)).to(
+                self.device, dtype
+            )
+            for size in (row.in_size, row.out_size)
+        )
+        state = ()
+        if row.link == 'StatelessLSTM':
+            state = tuple(gy.clone().requires_grad_() for _ in 'hc')
+        x.requires_grad_()
+
+        def forward():
+            if state:
+                return module(x, state)[0]
+            return module(x)
+
+        def backward(output):
+            output.backward(gy)
+
+        def reset():
+            module.zero_grad()
+            for tensor in (x, *state):
+                tensor.grad = None
+
+        return Contender(forward, backward, reset)
+
+    def _make_module(self, row, dense):
+        columns = row.in_size if dense else row.k
+        options = {
+            'device': self.device,
+            'dtype': getattr(torch, row.dtype),
+        }
+        if row.link == 'Linear':
+            module = torch.nn.Linear(
+                columns, row.out_size, bias=False, **options
+            )
+        else:
+            module = torch.nn.LSTMCell(columns, row.out_size, **options)
+        return module if dense else SharedModule(row.common_num, module)
+
+    def synchronize(self):
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize(self.device)
+
+    def measure_memory(self, function):
+        """Calls a function; also returns the bytes it left and its peak."""
+        if self.device.type == 'cuda':
+            before = torch.cuda.memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            result = function()
+            left = torch.cuda.memory_allocated(self.device) - before
+            peak = torch.cuda.max_memory_allocated(self.device) - before
+            return result, left, peak
+        with torch.profiler.profile(profile_memory=True) as profile:
+            result = function()
+        with tempfile.TemporaryDirectory() as directory:
+            path = os.path.join(directory, 'trace.json')
+            profile.export_chrome_trace(path)
+            with open(path) as file:
+                events = json.load(file)['traceEvents']
+        left = peak = 0
+        for event in events:
+            if event['name'] == '[memory]':
+                left += event['args']['Bytes']
+                peak = max(peak, left)
+        return result, left, peak
+
+    def train(self, name, dataset, epochs):
+        """Does what train_mnist.py does; returns the seconds of each epoch."""
+        row = Row('', 100, 1000, 900, 10)
+        network = torch.nn.Sequential(
+            torch.nn.Linear(784, row.in_size, device=self.device),
+            torch.nn.ReLU(),
+            self._make_module(row, dense='dense' in name),
+            torch.nn.ReLU(),
+            torch.nn.Linear(row.out_size, 10, device=self.device),
+        )
+        optimizer = torch.optim.Adam(
+            network.parameters(), fused='fused' in name
+        )
+        (x, t), (test_x, test_t) = (
+            [
+                torch.tensor(array, device=self.device)
+                for array in chainer.dataset.concat_examples(pairs)
+            ]
+            for pairs in train_mnist.load_dataset(dataset)[:2]
+        )
+
+        def evaluate(x, t):
+            y = network(x)
+            accuracy = (y.argmax(1) == t).float().mean()
+            return torch.nn.functional.cross_entropy(y, t.long()), accuracy
+
+        seconds = []
+        for _ in range(epochs):
+            start = time.perf_counter()
+            report = []
+            for indexes in torch.randperm(len(x)).split(row.batch_size):
+                loss, accuracy = evaluate(x[indexes], t[indexes])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                report.append((loss.item(), accuracy.item()))
+            with torch.no_grad():
+                for batch in zip(
+                    test_x.split(row.batch_size), test_t.split(row.batch_size)
+                ):
+                    report.append([each.item() for each in evaluate(*batch)])
+            seconds.append(time.perf_counter() - start)
+        return seconds
