@@ -29,11 +29,12 @@ export PIP_BUILD_CONSTRAINT := \
     $(strip $(PIP_BUILD_CONSTRAINT) build-constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train test test-all lint format clean
+.PHONY: help train test benchmark test-all lint format clean
 
 help:
 	@echo 'make train     train the network of the article on MNIST'
 	@echo 'make test      run the tests'
+	@echo 'make benchmark compare the speed with what one would use instead'
 	@echo 'make test-all  run them with every Python and NumPy that matters'
 	@echo 'make lint      check style and types'
 	@echo 'make format    format the code'
@@ -45,6 +46,9 @@ train: $(VENV)/installed-plot
 
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest --numprocesses auto $(ARGS)
+
+benchmark: $(VENV)/installed-benchmark
+	$(VENV)/bin/python scripts/benchmark.py --dataset '$(DATASET)' $(ARGS)
 
 # With every Python that there is, pyenv's that are not selected included.
 test-all: export PATH := \

@@ -150,7 +150,7 @@ def measure_row(processes, row, names, rounds):
 
 
 def measure_training(processes, names, dataset, rounds, epochs):
-    """Returns the seconds per epoch in each round, by name."""
+    """Returns the median seconds of an epoch in each round, by name."""
     result = {name: {'seconds': []} for name in names}
     for _ in range(rounds):
         for name in names:
@@ -161,7 +161,7 @@ def measure_training(processes, names, dataset, rounds, epochs):
             except ImportError as error:
                 result[name] = {'absent': str(error)}
             else:
-                result[name]['seconds'].append(sum(seconds) / epochs)
+                result[name]['seconds'].append(float(numpy.median(seconds)))
     return result
 
 
@@ -211,7 +211,7 @@ def main():
         rows += [('sweeps', row) for row in SWEEPS]
     if device.xp is not numpy:
         rows += [(kind, row._replace(dtype='float16')) for kind, row in rows]
-    rounds, training_rounds, epochs = (3, 1, 1) if args.quick else (9, 3, 2)
+    rounds, training_rounds, epochs = (3, 1, 1) if args.quick else (9, 3, 3)
     os.makedirs(args.out, exist_ok=True)
 
     begin = time.time()
