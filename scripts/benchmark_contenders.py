@@ -110,12 +110,16 @@ def prepare(names, row):
 
 
 def time_calls(name, number):
-    """Returns the seconds of forward and of backward, medians of calls."""
+    """Returns the seconds of forward, of backward and of both.
+
+    They are medians of calls, after some that get what the contender before
+    has left out of caches and of the allocator.
+    """
     contender = _contenders[name]
     synchronize = _library.synchronize
     times = []
     with contender.context():
-        for _ in range(1 + number):
+        for _ in range(min(number, 3) + number):
             contender.reset()
             synchronize()
             start = time.perf_counter()
@@ -126,7 +130,7 @@ def time_calls(name, number):
             synchronize()
             end = time.perf_counter()
             times.append((middle - start, end - middle, end - start))
-    return numpy.median(times[1:], axis=0).tolist()
+    return numpy.median(times[-number:], axis=0).tolist()
 
 
 def measure_memory(name):
