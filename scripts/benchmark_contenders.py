@@ -130,6 +130,7 @@ def time_calls(name, number):
             synchronize()
             end = time.perf_counter()
             times.append((middle - start, end - middle, end - start))
+            del result
     return numpy.median(times[-number:], axis=0).tolist()
 
 
