@@ -54,16 +54,16 @@ class SharedLinearFunction(linear.LinearFunction):
 
     def backward(self, indexes: tuple, grad_outputs: tuple) -> list:
         x, W = self.get_retained_inputs()
-        (gy,) = grad_outputs
+        gy = chainer.as_variable(grad_outputs[0])
         n = self.common_num
         summing = self.shared_algorithm == 'sum'
         ret = []
         with chainer.using_config('use_ideep', self._config_use_ideep):
             if 0 in indexes:
                 if summing:
-                    # Not in float16: its own gradient is a sum of blocks.
-                    wide = numpy.promote_types(gy.dtype, numpy.float32)
-                    gx = _grad_data(W, chainer.functions.cast(gy, wide))
+                    # The gradient of this is a sum of blocks.
+                    dtype = blocks.sum_dtype(gy.array)
+                    gx = _grad_data(W, chainer.functions.cast(gy, dtype))
                     gx = _tile_blocks(gx, n)
                 else:
                     gx = _grad_data(_tile_blocks(W, n), gy)

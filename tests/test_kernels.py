@@ -1,0 +1,176 @@
+"""The CUDA kernels of blocks.py where there is no GPU: on the host.
+
+A C++ compiler knows the language that they are written in, but for a few
+words. What is not tested here is CUDA itself.
+"""
+
+import contextlib
+import ctypes
+import shutil
+import subprocess
+from types import SimpleNamespace
+
+from chainer_shared_patch import blocks
+from chainer.backends import cuda
+import numpy
+import pytest
+
+COMPILER = shutil.which('c++')
+HOST = """
+#define __global__
+static struct { long long x; } blockIdx, blockDim, threadIdx;
+#include "kernel.cu"
+extern "C" void run(
+    long long n_blocks, long long n_threads,
+    const SOURCE* x, TARGET* y, INDEX size, INDEX common_num, INDEX k
+) {
+    blockDim.x = n_threads;
+    for (blockIdx.x = 0; blockIdx.x < n_blocks; ++blockIdx.x)
+        for (threadIdx.x = 0; threadIdx.x < n_threads; ++threadIdx.x)
+            NAME(x, y, size, common_num, k);
+}
+"""
+
+pytestmark = pytest.mark.skipif(not COMPILER, reason='needs a C++ compiler')
+
+
+class Array(numpy.ndarray):
+    """An array that has the attributes of CuPy's that blocks.py needs."""
+
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self.ctypes.data)
+
+
+def make(array):
+    return numpy.ascontiguousarray(array).view(Array)
+
+
+@pytest.fixture
+def launches(monkeypatch, tmp_path):
+    """Lets arrays of the class above take the way of CuPy's.
+
+    Returns a list of the options and the arguments of every launch.
+    """
+    (tmp_path / 'cuda_fp16.h').write_text('typedef _Float16 half;')
+    (tmp_path / 'host.cc').write_text(HOST)
+    launches = []
+
+    def raw(code, name, options):
+        def launch(n_blocks, n_threads, arguments):
+            x, y, *sizes = arguments
+            launches.append((options, *sizes))
+            (tmp_path / 'kernel.cu').write_text(code)
+            library = tmp_path / '{}.so'.format(len(launches))
+            flags = ['-std=c++17', '-O1', '-shared', '-fPIC', '-Wall']
+            flags += [
+                '-Werror',
+                '-Wno-unknown-pragmas',
+                '-fsanitize=undefined',
+            ]
+            flags += ['-fno-sanitize-recover=all', '-I.']
+            subprocess.run(
+                [COMPILER, *flags, *options, 'host.cc', '-o', str(library)],
+                cwd=tmp_path,
+                check=True,
+            )
+            integers = (ctypes.c_longlong(i) for i in n_blocks + n_threads)
+            pointers = (ctypes.c_void_p(a.ctypes.data) for a in (x, y))
+            sizes = (
+                numpy.ctypeslib.as_ctypes_type(size.dtype)(size)
+                for size in sizes
+            )
+            ctypes.CDLL(str(library)).run(*integers, *pointers, *sizes)
+
+        return launch
+
+    fake_cupy = SimpleNamespace(
+        empty=lambda shape, dtype: make(numpy.full(shape, 77, dtype)),
+        ascontiguousarray=make,
+    )
+    monkeypatch.setattr(cuda, 'ndarray', Array)
+    monkeypatch.setattr(cuda, 'cupy', fake_cupy)
+    monkeypatch.setattr(cuda, 'raw', raw)
+    monkeypatch.setattr(
+        cuda, 'get_device_from_array', lambda _: contextlib.nullcontext()
+    )
+    return launches
+
+
+def option(launch, name):
+    (value,) = [o for o in launch[0] if o.startswith('-D{}='.format(name))]
+    return value.split('=')[1]
+
+
+@pytest.mark.parametrize('dtype', ['e', 'f', 'd'])
+@pytest.mark.parametrize(
+    ('batch_size', 'n', 'k', 'vector_bytes'),
+    [
+        (5, 4, 8, 16),
+        (3, 10, 100, None),
+        (4, 3, 1, 0),
+        (2, 1, 12, None),
+        (67, 2, 64, 16),
+        (1, 7, 640, 16),
+    ],
+)
+def test_sum_and_tile(random, launches, batch_size, n, k, vector_bytes, dtype):
+    x = random.randn(batch_size, n * k).astype(dtype)
+    y = blocks.sum_blocks(make(x), n)
+    exact = x.astype('d').reshape(batch_size, n, k).sum(axis=1)
+    assert isinstance(y, Array) and y.dtype == dtype
+    sizes = abs(x.astype('d')).reshape(batch_size, n, k).sum(axis=1)
+    eps = numpy.finfo(numpy.promote_types(dtype, 'f')).eps
+    rounding = numpy.finfo(dtype).eps / 2 * abs(exact)
+    assert (abs(y - exact) <= n * eps * sizes + rounding).all()
+
+    tiled = blocks.tile_blocks(y, n)
+    assert tiled.dtype == dtype
+    numpy.testing.assert_array_equal(tiled, numpy.tile(y, (1, n)))
+
+    if vector_bytes is not None:
+        for launch in launches:
+            width = int(option(launch, 'WIDTH'))
+            assert width == max(vector_bytes // x.itemsize, 1)
+
+
+def test_memory_that_is_not_aligned(random, launches):
+    # float16 from an address of 4 bytes more than a multiple of 16.
+    memory = make(numpy.empty(3 * 40 + 8, 'e'))
+    start = (4 - memory.data.ptr) % 16 // 2
+    x = memory[start : start + 120].reshape(3, 40)
+    x[...] = random.randint(-9, 10, x.shape)
+    assert x.data.ptr % 16 == 4
+    y = blocks.sum_blocks(x, 5)
+    numpy.testing.assert_array_equal(y, x.reshape(3, 5, 8).sum(axis=1))
+    assert option(launches[0], 'WIDTH') == '2'
+
+
+def test_more_elements_than_32_bits_count(random, launches, monkeypatch):
+    x = random.randint(-9, 10, (3, 24)).astype('f')
+    expected = x.reshape(3, 4, 6).sum(axis=1)
+    for limit, index, dtype in ((18, 'long long', 'i8'), (19, 'int', 'i4')):
+        monkeypatch.setattr(blocks, '_INT32_SIZE', 4 * limit)
+        y = blocks.sum_blocks(make(x), 4)
+        numpy.testing.assert_array_equal(y, expected)
+        assert option(launches[-1], 'INDEX') == index
+        assert [size.dtype for size in launches[-1][1:]] == [dtype] * 3
+
+
+def test_sum_in_a_wider_dtype(launches):
+    x = make(numpy.array([[1, 2**-30]], 'f'))
+    assert blocks.sum_blocks(x, 2, 'd') == 1 + 2**-30
+    # 2048 + 1 is 2048 in float16, which is what rounding at the end spares.
+    x = make(numpy.array([[2048, 1, 1, -2048]], 'e'))
+    assert blocks.sum_blocks(x, 4) == 2
+    assert blocks.sum_blocks(x, 4).dtype == numpy.float16
+    assert blocks.sum_blocks(x, 4, 'f').dtype == numpy.float32
+
+
+@pytest.mark.parametrize(('batch_size', 'n', 'k'), [(0, 3, 4), (3, 4, 0)])
+def test_nothing_to_do_is_not_launched(launches, batch_size, n, k):
+    x = make(numpy.empty((batch_size, n * k), 'f'))
+    assert blocks.sum_blocks(x, n).shape == (batch_size, k)
+    y = make(numpy.empty((batch_size, k), 'f'))
+    assert blocks.tile_blocks(y, n).shape == (batch_size, n * k)
+    assert not launches
