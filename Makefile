@@ -10,6 +10,8 @@ EPOCHS ?= 20
 DATASET ?= auto
 OUT ?= result
 ARGS ?=
+# Or cuda13x.
+CUDA ?= cuda12x
 
 ifneq ($(origin PYTHON), undefined)
 ifneq ($(wildcard $(VENV)/bin/python),)
@@ -29,12 +31,14 @@ export PIP_BUILD_CONSTRAINT := \
     $(strip $(PIP_BUILD_CONSTRAINT) build-constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train test benchmark test-all lint format clean
+.PHONY: help train test benchmark test-gpu wheels test-all lint format clean
 
 help:
 	@echo 'make train     train the network of the article on MNIST'
 	@echo 'make test      run the tests'
 	@echo 'make benchmark compare the speed with what one would use instead'
+	@echo 'make test-gpu  run the tests that need CuPy and a GPU'
+	@echo 'make wheels    collect what scripts/check_gpu.sh needs'
 	@echo 'make test-all  run them with every Python and NumPy that matters'
 	@echo 'make lint      check style and types'
 	@echo 'make format    format the code'
@@ -49,6 +53,14 @@ test: $(VENV)/installed-test
 
 benchmark: $(VENV)/installed-benchmark
 	$(VENV)/bin/python scripts/benchmark.py --dataset '$(DATASET)' $(ARGS)
+
+test-gpu: $(VENV)/installed-test,$(CUDA)
+	$(VENV)/bin/python -m pytest -rs tests/gpu $(ARGS)
+
+# For a machine with the same version of Python and a NumPy and CuPy of its own.
+wheels: $(VENV)/bin/python
+	$(VENV)/bin/python -m pip wheel --quiet --wheel-dir wheels '.[test]'
+	rm -f wheels/numpy-*.whl
 
 # With every Python that there is, pyenv's that are not selected included.
 test-all: export PATH := \

@@ -2,6 +2,7 @@ from chainer_shared_patch import blocks, functions, patched, uninstall
 import chainer
 from chainer import gradient_check
 from chainer.backends import intel64
+from chainer.backends.cuda import to_cpu
 import chainer.functions as F
 from chainer.functions.connection.linear import LinearFunction
 import chainer.links as L
@@ -10,6 +11,8 @@ import chainerx
 import numpy
 import pytest
 
+# Where run and iterate compute. The tests of the folder gpu call them too.
+DEVICE = chainer.get_device('@numpy')
 DTYPES = (numpy.float16, numpy.float32, numpy.float64)
 LAYOUTS = {
     'C': numpy.ascontiguousarray,
@@ -45,11 +48,12 @@ def reference(x, W, b, gy, n):
 
 def run(x, W, b, gy, linear=F.linear):
     """Forward and backward: the arrays y, gx, gW and perhaps gb."""
-    inputs = [chainer.Variable(a) for a in (x, W, b) if a is not None]
+    arrays = [a for a in (x, W, b) if a is not None]
+    inputs = [chainer.Variable(a) for a in DEVICE.send(arrays)]
     y = linear(*inputs)
-    y.grad = gy
+    y.grad = DEVICE.send(gy)
     y.backward()
-    return [y.array] + [v.grad for v in inputs]
+    return to_cpu([y.array] + [v.grad for v in inputs])
 
 
 def assert_close(actual, expected, dtype, terms):
@@ -421,15 +425,16 @@ class TiledChain(StaticChain):
 
 def iterate(chain, batches, weights):
     """Trains a chain, and returns all outputs and gradients of each step."""
+    chain.to_device(DEVICE)
     optimizer = chainer.optimizers.SGD(0.01).setup(chain)
     results = []
     for batch, weight in zip(batches, weights):
-        x = chainer.Variable(batch.copy())
+        x = chainer.Variable(DEVICE.send(batch.copy()))
         y = chain(x)
         chain.cleargrads()
-        F.sum(y * weight).backward()
-        results.append([y.array.copy(), x.grad.copy()])
-        results[-1] += [p.grad.copy() for _, p in sorted(chain.namedparams())]
+        F.sum(y * DEVICE.send(weight)).backward()
+        grads = [p.grad for _, p in sorted(chain.namedparams())]
+        results.append([to_cpu(a).copy() for a in (y.array, x.grad, *grads)])
         optimizer.update()
     return results
 

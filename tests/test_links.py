@@ -69,7 +69,7 @@ class Unrolled(chainer.Chain):
 
     def forward(self, x):
         # For the noise of zoneout.
-        numpy.random.seed(0)
+        chainer.backend.get_array_module(x).random.seed(0)
         with chainer.using_config('dtype', 'd'):
             return self.call(self.link, F.split_axis(x, TIME, axis=1))
 
@@ -93,7 +93,7 @@ def call_lstm(link, xs):
 
 
 def call_gru(link, xs):
-    h = numpy.zeros((len(xs[0]), OUT))
+    h = xs[0].xp.zeros((len(xs[0]), OUT))
     hs = []
     for x in xs:
         h = link(h, x)
@@ -161,7 +161,7 @@ def width(name):
 
 def make_batches(random, columns, steps=4):
     batches = [random.randn(BATCH, TIME * columns) for _ in range(steps)]
-    return batches, random.randn(steps)
+    return batches, random.randn(steps, 1, 1)
 
 
 @pytest.mark.parametrize('name', LINKS)

@@ -229,27 +229,6 @@ class TestDtypes:
             floor = 1e-14 * abs(e).max()
             assert error <= 1.25 * dense_error + floor
 
-    def test_mixed16(self, random, algorithm):
-        with chainer.using_config('dtype', chainer.mixed16):
-            shared = L.Linear(K, 5)
-            tiled = TiledLinear(K, 5)
-        for link in (shared, tiled):
-            fill(link)
-            assert link.W.dtype == link.b.dtype == numpy.float16
-        batches, weights = make_batches(random, out_size=5)
-        batches = [batch.astype('e') for batch in batches]
-        weights = [weight.astype('e') for weight in weights]
-        with chainer.using_config('dtype', chainer.mixed16):
-            with chainer.using_config('common_num', N):
-                actual = iterate(shared, batches, weights)
-            expected = iterate(tiled, batches, weights)
-        for actual_step, expected_step in zip(actual, expected):
-            for a, e in zip(actual_step, expected_step):
-                assert a.dtype == e.dtype == numpy.float16
-                # Two roundings of values up to max(abs(e)), and SGD's.
-                atol = 8 * numpy.finfo('e').eps * abs(e).max()
-                numpy.testing.assert_allclose(a, e, rtol=0, atol=atol)
-
     def test_fp32_update_of_a_mixed16_model(self, random, algorithm):
         x = random.randn(6, N * K).astype('e')
 
@@ -274,6 +253,28 @@ class TestDtypes:
             assert a.dtype == numpy.float32
             assert moved > 0
             numpy.testing.assert_allclose(a, e, rtol=0, atol=0.05 * moved)
+
+
+def test_mixed16(random, algorithm):
+    with chainer.using_config('dtype', chainer.mixed16):
+        shared = L.Linear(K, 5)
+        tiled = TiledLinear(K, 5)
+    for link in (shared, tiled):
+        fill(link)
+        assert link.W.dtype == link.b.dtype == numpy.float16
+    batches, weights = make_batches(random, out_size=5)
+    batches = [batch.astype('e') for batch in batches]
+    weights = [weight.astype('e') for weight in weights]
+    with chainer.using_config('dtype', chainer.mixed16):
+        with chainer.using_config('common_num', N):
+            actual = iterate(shared, batches, weights)
+        expected = iterate(tiled, batches, weights)
+    for actual_step, expected_step in zip(actual, expected):
+        for a, e in zip(actual_step, expected_step):
+            assert a.dtype == e.dtype == numpy.float16
+            # Two roundings of values up to max(abs(e)), and SGD's.
+            atol = 8 * numpy.finfo('e').eps * abs(e).max()
+            numpy.testing.assert_allclose(a, e, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Tests and measures everything on a machine with a GPU and CuPy, and no
+# network. What it runs prints goes to one file besides the terminal.
+#
+#   scripts/check_gpu.sh WHEELS [RESULTS [DEVICE]]
+#
+# WHEELS is a folder of the wheels of what is missing there. On a machine with
+# a package index, `make wheels` makes it; it holds neither NumPy nor CuPy, so
+# that those that are there stay.
+set -uo pipefail
+
+if [ $# -lt 1 ] || [ ! -d "$1" ]; then
+    echo "usage: $0 WHEELS [RESULTS [DEVICE]]; WHEELS must be a folder" >&2
+    exit 2
+fi
+wheels=$(realpath "$1")
+results=$(realpath "${2:-gpu-results.txt}")
+device=${3:-@cupy:0}
+cd "$(dirname "$0")/.."
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failed=()
+
+run() {
+    echo
+    echo "\$ $*"
+    "$@" 2>&1
+    local status=$?
+    if [ $status -ne 0 ]; then
+        echo "exit status $status"
+        failed+=("$*")
+    fi
+}
+
+main() {
+    date -u
+    nvidia-smi 2>&1 | head -n 15
+    run "${PYTHON:-python3}" -m venv --system-site-packages "$work/venv"
+    python="$work/venv/bin/python"
+    run "$python" -m pip install --quiet --no-index --find-links "$wheels" \
+        'chainer_shared_patch[test]'
+    run "$python" -m chainer_shared_patch --info
+    run "$python" -m pytest --numprocesses 4 -rs tests/gpu
+    run "$python" -m pytest --numprocesses auto
+    run "$python" scripts/train_mnist.py --device "$device" --epoch 5 \
+        --dataset sample --out "$work/train"
+    run "$python" scripts/benchmark.py --device "$device" \
+        --dataset sample --out "$work/benchmark"
+    echo
+    if [ ${#failed[@]} -eq 0 ]; then
+        echo 'all of it has passed'
+    else
+        printf 'failed: %s\n' "${failed[@]}"
+        return 1
+    fi
+}
+
+main | tee "$results"

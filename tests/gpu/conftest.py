@@ -1,0 +1,36 @@
+"""Lets the tests of this folder run on a GPU, where there is one."""
+
+import chainer
+from chainer.backends import cuda
+import pytest
+
+from tests import test_functions
+
+DEVICE = '@cupy:0'
+
+
+def why_not():
+    """Returns why there is no GPU to test on."""
+    try:
+        chainer.get_device(DEVICE).use()
+        cuda.cupy.zeros(1).sum()
+    except Exception as error:
+        return 'needs CuPy and a GPU: {}'.format(error)
+    return ''
+
+
+def pytest_collection_modifyitems(items):
+    reason = why_not()
+    for item in items:
+        if 'gpu' in item.path.parts:
+            item.add_marker(pytest.mark.gpu)
+            item.add_marker(pytest.mark.skipif(bool(reason), reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def device(monkeypatch):
+    """The device on which run and iterate compute here."""
+    device = chainer.get_device(DEVICE)
+    device.use()
+    monkeypatch.setattr(test_functions, 'DEVICE', device)
+    return device
