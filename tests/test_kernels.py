@@ -6,6 +6,8 @@ words. What is not tested here is CUDA itself.
 
 import contextlib
 import ctypes
+import importlib.util
+import re
 import shutil
 import subprocess
 from types import SimpleNamespace
@@ -174,3 +176,76 @@ def test_nothing_to_do_is_not_launched(launches, batch_size, n, k):
     y = make(numpy.empty((batch_size, k), 'f'))
     assert blocks.tile_blocks(y, n).shape == (batch_size, n * k)
     assert not launches
+
+
+class TestCompilation:
+    """The kernels as PTX, by the compiler that CuPy calls."""
+
+    @pytest.fixture(autouse=True)
+    def headers(self):
+        if not cuda.available:
+            pytest.skip('needs CuPy')
+        self.nvrtc = cuda.cupy.cuda.nvrtc
+        try:
+            self.nvrtc.getVersion()
+        except RuntimeError as error:
+            pytest.skip('needs NVRTC: {}'.format(error))
+        folders = []
+        with contextlib.suppress(ModuleNotFoundError):
+            spec = importlib.util.find_spec('nvidia.cuda_runtime')
+            folders += spec.submodule_search_locations if spec else []
+        folders += filter(None, [cuda.cupy.cuda.get_cuda_path()])
+        self.options = tuple('-I{}/include'.format(each) for each in folders)
+        if not folders:
+            pytest.skip('needs the headers of CUDA')
+
+    def compile(self, name, options):
+        nvrtc = self.nvrtc
+        program = nvrtc.createProgram(blocks._SOURCES[name], name, (), ())
+        options += (*self.options, '--gpu-architecture=compute_70')
+        try:
+            nvrtc.compileProgram(program, options)
+        except nvrtc.NVRTCError:
+            pytest.fail(nvrtc.getProgramLog(program))
+        return nvrtc.getPTX(program).decode()
+
+    @pytest.mark.parametrize('index', ['int', 'long long'])
+    @pytest.mark.parametrize(
+        ('source', 'target', 'sum_', 'width'),
+        [
+            ('half', 'half', 'float', 8),
+            ('half', 'float', 'float', 8),
+            ('half', 'half', 'float', 1),
+            ('float', 'float', 'float', 4),
+            ('float', 'float', 'float', 2),
+            ('float', 'double', 'double', 4),
+            ('double', 'double', 'double', 2),
+        ],
+    )
+    def test_loads_and_stores(self, source, target, sum_, width, index):
+        macros = {'SOURCE': source, 'TARGET': target, 'SUM': sum_}
+        macros.update(WIDTH=width, INDEX=index)
+        ptx = {}
+        for name in ('sum_blocks', 'tile_blocks'):
+            macros['NAME'] = name
+            if name == 'tile_blocks':
+                macros['TARGET'] = source
+            options = tuple('-D{}={}'.format(*m) for m in macros.items())
+            ptx[name] = self.compile(name, options)
+            assert '.entry {}('.format(name) in ptx[name]
+        itemsize = {'half': 2, 'float': 4, 'double': 8}[source]
+        # As few instructions as there can be: what is 16 bytes of loads is
+        # one, and not one for each element.
+        for name, instruction in (
+            ('sum_blocks', 'ld.global'),
+            ('tile_blocks', 'ld.global'),
+            ('tile_blocks', 'st.global'),
+        ):
+            found = re.findall(instruction + r'\S*', ptx[name])
+            moved = {self.count_bytes(each) for each in found}
+            assert moved == {width * itemsize}, (name, found)
+
+    def count_bytes(self, instruction):
+        *_, type_ = instruction.split('.')
+        (vector,) = re.findall(r'\.v(\d)', instruction) or [1]
+        return int(vector) * int(type_[1:]) // 8

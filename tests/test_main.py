@@ -180,7 +180,7 @@ def test_info(folder):
         'chainer_shared_patch: ',
         'Python: ',
         'NumPy: ',
-        'CuPy: ',
+        'CuPy:',
         'Chainer: 7.8.1',
         'Patch: installed',
         'chainer.global_config.common_num: 7',

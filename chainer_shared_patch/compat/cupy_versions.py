@@ -19,6 +19,11 @@ def _welcome_today_s_cupy(version: Any) -> None:
             ]
 
 
+def _expect_no_cudnn(cuda: Any) -> None:
+    if cuda._cupy_major >= 14:
+        cuda.check_cuda_available._already_warned = True
+
+
 FIXES = (
     Fix(
         module='chainer._version',
@@ -26,5 +31,12 @@ FIXES = (
         since='CuPy 8',
         is_needed=lambda: True,
         mend=_welcome_today_s_cupy,
+    ),
+    Fix(
+        module='chainer.backends.cuda',
+        broken='advises to install cuDNN, which CuPy no longer uses',
+        since='CuPy 14',
+        is_needed=lambda: True,
+        mend=_expect_no_cudnn,
     ),
 )
