@@ -55,7 +55,8 @@ def find_made_up():
         name for name, module in list(sys.modules.items())
         if getattr(module, '__spec__', None) is None
         and not name.startswith(
-            ('__', 'pyexpat', 'xml.parsers.expat', '_cython', 'cython_', 'cupy'))
+            ('__', 'pyexpat', 'xml.parsers.expat', '_cython', 'cython_',
+             'cupy'))
     }
 
 names, made_up = set(vars(numpy)), find_made_up()
