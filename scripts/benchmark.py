@@ -36,6 +36,7 @@ SIZES = [
     ),
     Row('LSTM step', 64, 4096, 1024, 8, 'StatelessLSTM'),
 ]
+GPU_SIZES = [Row('large', 8192, 8192, 8192, 8)]
 QUICK_SIZES = [SIZES[0], SIZES[4]]
 # What the sweeps over n and over the batch need besides.
 SWEEPS = [
@@ -183,10 +184,17 @@ def describe_run(device):
         versions['numpy'] += ' ({name} {version})'.format(**blas)
     except (KeyError, TypeError):  # NumPy before 1.25
         pass
+    machine = '{} x {}'.format(os.cpu_count(), processor)
+    if device.xp is not numpy:
+        versions['cupy'] = device.xp.__version__
+        properties = device.xp.cuda.runtime.getDeviceProperties(
+            device.device.id
+        )
+        machine += ', ' + properties['name'].decode()
     return {
         'date': time.strftime('%Y-%m-%d'),
-        'machine': '{} x {}'.format(os.cpu_count(), processor),
-        'device': str(device),
+        'machine': machine,
+        'device': device.name,
         'versions': versions,
         'command': shlex.join(['python', *sys.argv]),
     }
@@ -205,12 +213,12 @@ def main():
     trainings = [
         name for name in TRAININGS if name.replace('-fused', '') in peers
     ]
-    rows = [('sizes', row) for row in QUICK_SIZES if args.quick]
-    if not args.quick:
-        rows = [('sizes', row) for row in SIZES]
-        rows += [('sweeps', row) for row in SWEEPS]
+    sizes, sweeps = (QUICK_SIZES, []) if args.quick else (SIZES, SWEEPS)
     if device.xp is not numpy:
-        rows += [(kind, row._replace(dtype='float16')) for kind, row in rows]
+        sizes = sizes + GPU_SIZES
+        sizes += [row._replace(dtype='float16') for row in sizes]
+    rows = [('sizes', row) for row in sizes]
+    rows += [('sweeps', row) for row in sweeps]
     rounds, training_rounds, epochs = (3, 1, 1) if args.quick else (9, 3, 3)
     os.makedirs(args.out, exist_ok=True)
 

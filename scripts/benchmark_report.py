@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 PARTS = ('forward', 'backward', 'both')
 MIB = 2**20
-# What is wanted of float32 on a CPU. The keys are batch_size, in_size and n.
+# What is wanted on a CPU. The keys are batch_size, in_size and n.
 ARTICLE = (100, 1000, 10)
 TIMES_FASTER = {
     ARTICLE: 6,
@@ -45,16 +45,15 @@ def get_seconds(row, name, part='both'):
     return samples and numpy.median(samples, 0)[PARTS.index(part)]
 
 
-def get_ratio(row, name, other, part='both'):
+def get_ratio(row, name, other, part='both', other_part=None):
     """Returns the median ratio of a contender's time to another's."""
-    samples = [
-        row['contenders'].get(each, {}).get('seconds')
-        for each in (name, other)
-    ]
-    if None in samples:
-        return None
-    seconds, others = numpy.array(samples)[:, :, PARTS.index(part)]
-    return numpy.median(seconds / others)
+    times = []
+    for each, its_part in ((name, part), (other, other_part or part)):
+        samples = row['contenders'].get(each, {}).get('seconds')
+        if samples is None:
+            return None
+        times.append(numpy.array(samples)[:, PARTS.index(its_part)])
+    return numpy.median(times[0] / times[1])
 
 
 def count_operations(row, n):
@@ -130,44 +129,25 @@ def make_size_table(row):
     return make_table(header, lines)
 
 
-def make_target_table(rows):
+def make_target_table(rows, device):
     """Makes the table of what is wanted, and whether it is reached."""
-    columns = {
-        'dense / sum': lambda row, key: (
-            get_ratio(row, 'dense', 'sum'),
-            TIMES_FASTER.get(key),
-            '≥',
-        ),
-        'sum / torch-sum': lambda row, key: (
-            get_ratio(row, 'sum', 'torch-sum'),
-            OF_TORCH_SUM.get(key),
-            '≤',
-        ),
-        'dense-patched / dense': lambda row, _: (
-            get_ratio(row, 'dense-patched', 'dense'),
-            1.02,
-            '≤',
-        ),
-        'sum_blocks / copy': lambda row, _: (
-            get_ratio(row, 'blocks', 'copy', 'forward'),
-            1.1,
-            '≤',
-        ),
-        'tile_blocks / write': lambda row, _: (
-            get_ratio(row, 'blocks', 'copy', 'backward'),
-            1.1,
-            '≤',
-        ),
-        'peak / dense W': lambda row, _: (get_peak(row), 1, '≤'),
-        'kept beyond dense / (x / n)': lambda row, _: (get_kept(row), 1, '≤'),
-    }
+    columns = CPU_TARGETS if device == '@numpy' else GPU_TARGETS
     lines = []
     for row in rows:
-        key = tuple(row[s] for s in ('batch_size', 'in_size', 'common_num'))
-        targets = (column(row, key) for column in columns.values())
+        targets = (get_target(row) for get_target in columns.values())
         cells = (format_target(*target) for target in targets)
         lines.append([get_title(row), *cells])
     return make_table(['', *columns], lines)
+
+
+def get_key(row):
+    return tuple(row[size] for size in ('batch_size', 'in_size', 'common_num'))
+
+
+def get_bandwidth(row, part):
+    """Returns the bytes that a kernel moves per second, in units of a copy."""
+    ratio = get_ratio(row, 'copy', 'blocks', 'forward', part)
+    return ratio and ratio * (1 + 1 / row['common_num']) / 2
 
 
 def get_peak(row):
@@ -187,6 +167,68 @@ def get_kept(row):
     _, dense_kept, _ = row['contenders']['dense']['bytes']
     block = row['batch_size'] * row['in_size'] / row['common_num']
     return (kept - dense_kept) / block / numpy.dtype(row['dtype']).itemsize
+
+
+def is_large(row):
+    """Whether x has 64 MiB, which no cache of a GPU holds."""
+    size = row['batch_size'] * row['in_size']
+    return size * numpy.dtype(row['dtype']).itemsize >= 64 * MIB
+
+
+# By what is measured: the figure, what is wanted of it, in which sense.
+CPU_TARGETS = {
+    'dense / sum': lambda row: (
+        get_ratio(row, 'dense', 'sum'),
+        TIMES_FASTER.get(get_key(row)),
+        '≥',
+    ),
+    'sum / torch-sum': lambda row: (
+        get_ratio(row, 'sum', 'torch-sum'),
+        OF_TORCH_SUM.get(get_key(row)),
+        '≤',
+    ),
+    'dense-patched / dense': lambda row: (
+        get_ratio(row, 'dense-patched', 'dense'),
+        1.02,
+        '≤',
+    ),
+    'sum_blocks / copy': lambda row: (
+        get_ratio(row, 'blocks', 'copy', 'forward'),
+        1.1,
+        '≤',
+    ),
+    'tile_blocks / write': lambda row: (
+        get_ratio(row, 'blocks', 'copy', 'backward'),
+        1.1,
+        '≤',
+    ),
+    'peak / dense W': lambda row: (get_peak(row), 1, '≤'),
+    'kept beyond dense / (x / n)': lambda row: (get_kept(row), 1, '≤'),
+}
+GPU_TARGETS = {
+    'dense / sum': lambda row: (
+        get_ratio(row, 'dense', 'sum'),
+        0.8 * 8 if get_key(row) == (8192, 8192, 8) else None,
+        '≥',
+    ),
+    'sum / torch-sum': lambda row: (
+        get_ratio(row, 'sum', 'torch-sum'),
+        1 if is_large(row) else None,
+        '≤',
+    ),
+    'sum_blocks, GB/s / copy': lambda row: (
+        get_bandwidth(row, 'forward'),
+        0.85 if is_large(row) else None,
+        '≥',
+    ),
+    'tile_blocks, GB/s / copy': lambda row: (
+        get_bandwidth(row, 'backward'),
+        0.85 if is_large(row) else None,
+        '≥',
+    ),
+    'peak / dense W': CPU_TARGETS['peak / dense W'],
+    'kept beyond dense / (x / n)': CPU_TARGETS['kept beyond dense / (x / n)'],
+}
 
 
 def make_training_table(training):
@@ -251,10 +293,8 @@ def render(results, plots=()):
         '"Peak" is the most memory that a pass takes beyond what is there '
         'when it begins, and "kept" what forward leaves for backward besides '
         'y.',
-    ]
-    if results['device'] == '@numpy':
-        parts += ['## Targets', make_target_table(results['sizes'])]
-    parts += [
+        '## Targets',
+        make_target_table(results['sizes'], results['device']),
         '## Training on {}'.format(results['dataset']),
         make_training_table(results['training']),
         '## Sizes',
