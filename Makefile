@@ -59,7 +59,7 @@ test-gpu: $(VENV)/installed-test,$(CUDA)
 
 # For a machine with the same version of Python and a NumPy and CuPy of its own.
 wheels: $(VENV)/bin/python
-	$(VENV)/bin/python -m pip wheel --quiet --wheel-dir wheels '.[test]'
+	$(VENV)/bin/python -m pip wheel --quiet --wheel-dir wheels '.[test]' mock
 	rm -f wheels/numpy-*.whl
 
 # With every Python that there is, pyenv's that are not selected included.

@@ -6,7 +6,8 @@
 #
 # WHEELS is a folder of the wheels of what is missing there. On a machine with
 # a package index, `make wheels` makes it; it holds neither NumPy nor CuPy, so
-# that those that are there stay.
+# that those that are there stay. CHAINER may name a checkout of Chainer's
+# v7.8.1, for its own GPU tests of what the patch and compat touch.
 set -uo pipefail
 
 if [ $# -lt 1 ] || [ ! -d "$1" ]; then
@@ -16,6 +17,7 @@ fi
 wheels=$(realpath "$1")
 results=$(realpath "${2:-gpu-results.txt}")
 device=${3:-@cupy:0}
+chainer=${CHAINER:+$(realpath "$CHAINER")}
 cd "$(dirname "$0")/.."
 
 work=$(mktemp -d)
@@ -39,10 +41,18 @@ main() {
     run "${PYTHON:-python3}" -m venv --system-site-packages "$work/venv"
     python="$work/venv/bin/python"
     run "$python" -m pip install --quiet --no-index --find-links "$wheels" \
-        'chainer_shared_patch[test]'
+        'chainer_shared_patch[test]' mock
     run "$python" -m chainer_shared_patch --info
     run "$python" -m pytest --numprocesses 4 -rs tests/gpu
-    run "$python" -m pytest --numprocesses auto
+    run "$python" -m pytest --numprocesses auto -m 'not gpu'
+    if [ -n "$chainer" ]; then
+        tests=tests/chainer_tests
+        run "$python" scripts/run_chainer_tests.py "$chainer" \
+            -m 'gpu and not multi_gpu and not cudnn and not chainerx' \
+            $tests/functions_tests/connection_tests/test_linear.py \
+            $tests/links_tests/connection_tests/test_linear.py \
+            $tests/links_tests/rnn_tests $tests/optimizers_tests
+    fi
     run "$python" scripts/train_mnist.py --device "$device" --epoch 5 \
         --dataset sample --out "$work/train"
     run "$python" scripts/benchmark.py --device "$device" \
