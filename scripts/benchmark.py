@@ -65,9 +65,11 @@ class Processes:
         """
         if library not in self._pools:
             pool = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'))
-            pool.submit(contenders.start, library, self._device).result()
-            self._pools[library] = pool
-        return self._pools[library].submit(function, *args).result()
+            started = pool.submit(contenders.start, library, self._device)
+            self._pools[library] = pool, started
+        pool, started = self._pools[library]
+        started.result()
+        return pool.submit(function, *args).result()
 
 
 def parse_args():
