@@ -60,7 +60,7 @@ test-gpu: $(VENV)/installed-test,$(CUDA)
 # For a machine with the same version of Python and a NumPy and CuPy of its own.
 wheels: $(VENV)/bin/python
 	$(VENV)/bin/python -m pip wheel --quiet --wheel-dir wheels '.[test]' mock
-	rm -f wheels/numpy-*.whl
+	rm -rf build wheels/numpy-*.whl
 
 # With every Python that there is, pyenv's that are not selected included.
 test-all: export PATH := \
@@ -78,7 +78,7 @@ format: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache \
+	rm -rf $(VENV) build dist wheels *.egg-info .mypy_cache .pytest_cache .ruff_cache \
 	    .hypothesis .tox
 
 $(VENV)/bin/python:

@@ -118,13 +118,21 @@ def sum_blocks(x: Any, common_num: int, dtype: Any = None) -> Any:
             _launch('sum_blocks', x, y, common_num)
         return y
     blocks = numpy.asarray(x).reshape(batch_size, common_num, k)
-    # A product of each row with ones sums short blocks several times faster
-    # than a reduction does, at about the cost of copying x. But for rows much
-    # longer than this, BLAS would wake its threads, and for each row anew.
-    short = k < 64 or k < 1024 and columns < 8192
-    if short and blocks.strides[2] == blocks.itemsize:
+    # A product of each row with ones sums short blocks as fast as x is copied.
+    # It does not pay for very short rows, and for long ones BLAS would wake
+    # its threads, for each anew.
+    if (
+        128 <= columns < 8192
+        and k < 1024
+        and blocks.dtype == dtype
+        and blocks.strides[2] == blocks.itemsize
+    ):
         return numpy.matmul(numpy.ones(common_num, dtype), blocks)
-    return numpy.ascontiguousarray(numpy.add.reduce(blocks, 1, dtype))
+    if k < 256:
+        y = numpy.einsum('bnk->bk', blocks, dtype=dtype)
+    else:
+        y = numpy.add.reduce(blocks, 1, dtype)
+    return numpy.ascontiguousarray(y)
 
 
 def tile_blocks(x: Any, common_num: int) -> Any:
@@ -133,7 +141,8 @@ def tile_blocks(x: Any, common_num: int) -> Any:
     .. math:: y_{b, jk+i} = x_{bi}, \\quad 0 \\le j < n
 
     Args:
-        x (:ref:`ndarray`): Matrix of shape ``(B, k)``, NumPy's or CuPy's.
+        x (:ref:`ndarray`): Float matrix of shape ``(B, k)``, NumPy's or
+            CuPy's.
         common_num (int): The number of blocks, :math:`n`.
 
     Returns:

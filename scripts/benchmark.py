@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import platform
 import shlex
+import signal
 import sys
 import time
 
@@ -108,7 +109,10 @@ def parse_args():
         default='result-benchmark',
         help='directory of the results (default: result-benchmark)',
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.dataset = os.path.expanduser(args.dataset)
+    args.out = os.path.expanduser(args.out)
+    return args
 
 
 def measure_row(processes, row, names, rounds):
@@ -125,8 +129,8 @@ def measure_row(processes, row, names, rounds):
     for library, group in turns.items():
         try:
             prepared = processes.call(library, contenders.prepare, group, row)
-        except ImportError as error:
-            prepared = dict.fromkeys(group, str(error))
+        except ImportError:
+            prepared = dict.fromkeys(group, library + ' is not installed')
         for name, seconds in prepared.items():
             if isinstance(seconds, str):
                 result[name] = {'absent': seconds}
@@ -135,11 +139,12 @@ def measure_row(processes, row, names, rounds):
                 number = int(SECONDS_PER_TURN / seconds)
                 numbers[name] = min(max(number, 1), 100)
     order = list(turns.items())
-    for _ in range(rounds):
+    for round_ in range(rounds):
         order.reverse()
         for library, group in order:
             time.sleep(SECONDS_BETWEEN_LIBRARIES)
-            for name in group:
+            first = round_ % (len(group) or 1)
+            for name in group[first:] + group[:first]:
                 seconds = processes.call(
                     library, contenders.time_calls, name, numbers[name]
                 )
@@ -157,11 +162,13 @@ def measure_training(processes, names, dataset, rounds, epochs):
     result = {name: {'seconds': []} for name in names}
     for _ in range(rounds):
         for name in names:
+            if 'absent' in result[name]:
+                continue
             try:
                 seconds = processes.call(
                     TRAININGS[name][0], contenders.train, name, dataset, epochs
                 )
-            except ImportError as error:
+            except Exception as error:  # of the script, or no such library
                 result[name] = {'absent': str(error)}
             else:
                 result[name]['seconds'].append(float(numpy.median(seconds)))
@@ -186,7 +193,11 @@ def describe_run(device):
         versions['numpy'] += ' ({name} {version})'.format(**blas)
     except (KeyError, TypeError):  # NumPy before 1.25
         pass
-    machine = '{} x {}'.format(os.cpu_count(), processor)
+    cores = getattr(os, 'sched_getaffinity', lambda _: range(os.cpu_count()))
+    machine = '{}, {} cores'.format(processor, len(cores(0)))
+    for name in ('OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS', 'OMP_NUM_THREADS'):
+        if name in os.environ:
+            machine += ', {}={}'.format(name, os.environ[name])
     if device.xp is not numpy:
         versions['cupy'] = device.xp.__version__
         properties = device.xp.cuda.runtime.getDeviceProperties(
@@ -208,6 +219,7 @@ def main():
         device = chainer.get_device(args.device)
         device.use()
         _, _, dataset = train_mnist.load_dataset(args.dataset)
+        os.makedirs(args.out, exist_ok=True)
     except (OSError, RuntimeError, ValueError) as error:
         sys.exit('benchmark.py: error: {}'.format(error))
     peers = ('sum', *args.peers)
@@ -222,8 +234,11 @@ def main():
     rows = [('sizes', row) for row in sizes]
     rows += [('sweeps', row) for row in sweeps]
     rounds, training_rounds, epochs = (3, 1, 1) if args.quick else (9, 3, 3)
-    os.makedirs(args.out, exist_ok=True)
+    if args.dataset == 'auto':
+        args.dataset = 'mnist' if dataset == 'MNIST' else 'sample'
 
+    # So that the processes end with this one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     begin = time.time()
 
     def report_progress(done, what):
@@ -233,21 +248,24 @@ def main():
 
     processes = Processes(args.device)
     results = {**describe_run(device), 'dataset': dataset}
-    results.update(sizes=[], sweeps=[])
-    for i, (kind, row) in enumerate(rows):
-        entry = row._asdict()
-        report_progress(i, benchmark_report.get_title(entry))
-        entry['contenders'] = measure_row(
-            processes,
-            row,
-            [name for name in names if kind == 'sizes' or name in SWEPT],
-            rounds,
+    results.update(quick=args.quick, sizes=[], sweeps=[], training={})
+    try:
+        for i, (kind, row) in enumerate(rows):
+            entry = row._asdict()
+            report_progress(i, benchmark_report.get_title(entry))
+            entry['contenders'] = measure_row(
+                processes,
+                row,
+                [name for name in names if kind == 'sizes' or name in SWEPT],
+                rounds,
+            )
+            results[kind].append(entry)
+        report_progress(len(rows), 'training')
+        results['training'] = measure_training(
+            processes, trainings, args.dataset, training_rounds, epochs
         )
-        results[kind].append(entry)
-    report_progress(len(rows), 'training')
-    results['training'] = measure_training(
-        processes, trainings, args.dataset, training_rounds, epochs
-    )
+    except KeyboardInterrupt:
+        print('interrupted; this is what has been measured', file=sys.stderr)
 
     print(benchmark_report.render(results))
     files = {'benchmark.json': json.dumps(results, indent=1)}

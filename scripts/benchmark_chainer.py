@@ -153,7 +153,12 @@ class Library:
                     *('--device', self.device.name, '--common-num', '10'),
                     *('--out', out),
                 ],
-                env={**os.environ, 'CHAINER_SHARED_PATCH': patch},
+                env={
+                    **os.environ,
+                    'CHAINER_DTYPE': 'float32',
+                    'CHAINER_SHARED_ALGORITHM': 'sum',
+                    'CHAINER_SHARED_PATCH': patch,
+                },
                 check=True,
                 stdout=subprocess.DEVNULL,
             )

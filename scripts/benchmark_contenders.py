@@ -7,6 +7,7 @@ is called in such a process.
 
 import contextlib
 import importlib
+import signal
 import time
 from typing import Any, Callable, NamedTuple
 
@@ -86,6 +87,8 @@ _contenders: dict = {}
 def start(library, device):
     """Makes this process that of a library."""
     global _library
+    # Ctrl-C is for the process that waits for this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _library = importlib.import_module('benchmark_' + library).Library(device)
 
 

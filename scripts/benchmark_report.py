@@ -76,8 +76,11 @@ def count_bytes(row, n):
 
 def format_number(number):
     """Formats with three digits, or as many as are before the point."""
-    magnitude = int(numpy.floor(numpy.log10(number))) if number > 0 else 2
-    return '{:.{}f}'.format(number, min(max(2 - magnitude, 0), 4))
+    if number >= 1000:
+        return '{:.0f}'.format(number)
+    return numpy.format_float_positional(
+        number, 3, unique=False, fractional=False, trim='k'
+    ).rstrip('.')
 
 
 def format_target(number, wanted, sign):
@@ -86,8 +89,9 @@ def format_target(number, wanted, sign):
         return None
     if wanted is None:
         return number
-    met = number <= wanted if sign == '≤' else number >= wanted
-    text = '{} ({} {:.3g})'.format(format_number(number), sign, wanted)
+    text = format_number(number)
+    met = float(text) <= wanted if sign == '≤' else float(text) >= wanted
+    text += ' ({} {:.3g})'.format(sign, wanted)
     return text if met else '**{} missed**'.format(text)
 
 
@@ -231,7 +235,9 @@ GPU_TARGETS = {
 }
 
 
-def make_training_table(training):
+def make_training_table(results):
+    training = results['training']
+    comparable = results['dataset'] == 'MNIST' and not results['quick']
     dense = training.get('dense', {}).get('seconds')
     lines = []
     for name, entry in training.items():
@@ -240,7 +246,7 @@ def make_training_table(training):
             line[1] = numpy.median(entry['seconds'])
         if 'seconds' in entry and dense:
             ratio = numpy.median(numpy.divide(entry['seconds'], dense))
-            wanted = OF_AN_EPOCH if name == 'sum' else None
+            wanted = OF_AN_EPOCH if name == 'sum' and comparable else None
             line[2] = format_target(ratio, wanted, '≤')
         lines.append(line)
     return make_table(['', 'seconds per epoch', "it / Chainer's dense"], lines)
@@ -276,9 +282,21 @@ def make_sweep_table(rows, swept):
     return make_table(header, lines)
 
 
+def get_spread(results):
+    """Returns the median factor between the rounds of a contender."""
+    factors = [
+        numpy.divide(numpy.max(both), numpy.min(both))
+        for row in results['sizes'] + results['sweeps']
+        for entry in row['contenders'].values()
+        for both in [numpy.array(entry.get('seconds', [[1]]))[:, -1]]
+    ]
+    return numpy.median(factors) if factors else 1
+
+
 def render(results, plots=()):
     """Renders everything as Markdown."""
     versions = ', '.join(map(' '.join, results['versions'].items()))
+    spread = get_spread(results)
     parts = [
         '{date}, {machine}, {device}, {}'.format(versions, **results),
         '```console\n$ {command}\n```'.format(**results),
@@ -292,11 +310,21 @@ def render(results, plots=()):
         ),
         '"Peak" is the most memory that a pass takes beyond what is there '
         'when it begins, and "kept" what forward leaves for backward besides '
-        'y.',
+        'y. Each column is a median of its own, and so is each ratio, of the '
+        'ratios within a round.',
+        'From its fastest round to its slowest, a contender took {:.2f} times '
+        'as long, in the median{}.'.format(
+            spread,
+            ': **the machine was busy, and this is no measurement**'
+            if spread > 1.5
+            else '',
+        ),
         '## Targets',
+        'What the project aims at, on a machine of two cores or on an H100; '
+        'docs/performance.md says what is measured.',
         make_target_table(results['sizes'], results['device']),
         '## Training on {}'.format(results['dataset']),
-        make_training_table(results['training']),
+        make_training_table(results),
         '## Sizes',
     ]
     for row in results['sizes']:
@@ -373,17 +401,20 @@ def plot_roofline(axes, results):
             color, style = STYLES[name]
             axes.loglog(*zip(*points), style[0], color=color, label=name)
             all_points += points
-    bandwidths = [
-        2e-9 * row['batch_size'] * row['in_size'] * 4 / seconds
+    # The largest, which caches do not hold.
+    copies = [
+        (row['batch_size'] * row['in_size'], seconds)
         for row in rows
         for seconds in [get_seconds(row, 'copy', 'forward')]
         if seconds
     ]
-    if bandwidths:
+    if copies:
+        size, seconds = max(copies)
+        bandwidth = 2e-9 * 4 * size / seconds
         intensities, speeds = numpy.sort(all_points, 0).T
-        roof = numpy.minimum(intensities * max(bandwidths), speeds[-1])
-        label = 'fastest copy and product: {:.0f} GB/s, {:.0f} GFLOP/s'
-        label = label.format(max(bandwidths), speeds[-1])
+        roof = numpy.minimum(intensities * bandwidth, speeds[-1])
+        label = 'largest copy, fastest product: {:.0f} GB/s, {:.0f} GFLOP/s'
+        label = label.format(bandwidth, speeds[-1])
         axes.loglog(intensities, roof, 'k-', label=label)
     axes.set_title('Linear, float32')
     axes.set_xlabel('operations per byte')

@@ -7,7 +7,8 @@
 # WHEELS is a folder of the wheels of what is missing there. On a machine with
 # a package index, `make wheels` makes it; it holds neither NumPy nor CuPy, so
 # that those that are there stay. CHAINER may name a checkout of Chainer's
-# v7.8.1, for its own GPU tests of what the patch and compat touch.
+# v7.8.1, for its own GPU tests of what the patch and compat touch, and PYTHON
+# an interpreter, not that of a virtual environment, that has NumPy and CuPy.
 set -uo pipefail
 
 if [ $# -lt 1 ] || [ ! -d "$1" ]; then
@@ -15,10 +16,12 @@ if [ $# -lt 1 ] || [ ! -d "$1" ]; then
     exit 2
 fi
 wheels=$(realpath "$1")
+mkdir -p "$(dirname "${2:-.}")"
 results=$(realpath "${2:-gpu-results.txt}")
 device=${3:-@cupy:0}
 chainer=${CHAINER:+$(realpath "$CHAINER")}
 cd "$(dirname "$0")/.."
+export PYTHONPATH=$PWD
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -33,18 +36,21 @@ run() {
         echo "exit status $status"
         failed+=("$*")
     fi
+    return $status
 }
 
 main() {
     date -u
     nvidia-smi 2>&1 | head -n 15
-    run "${PYTHON:-python3}" -m venv --system-site-packages "$work/venv"
+    run "${PYTHON:-python3}" -m venv --system-site-packages "$work/venv" \
+        || return 1
     python="$work/venv/bin/python"
+    run "$python" -c 'import numpy, cupy' || return 1
     run "$python" -m pip install --quiet --no-index --find-links "$wheels" \
-        'chainer_shared_patch[test]' mock
+        'chainer_shared_patch[test]' mock || return 1
     run "$python" -m chainer_shared_patch --info
-    run "$python" -m pytest --numprocesses 4 -rs tests/gpu
-    run "$python" -m pytest --numprocesses auto -m 'not gpu'
+    run env REQUIRE_GPU=1 "$python" -m pytest --numprocesses 2 -rs tests/gpu
+    run "$python" -m pytest --numprocesses auto --ignore tests/gpu
     if [ -n "$chainer" ]; then
         tests=tests/chainer_tests
         run "$python" scripts/run_chainer_tests.py "$chainer" \

@@ -15,6 +15,8 @@ SHAPES = [
     (3, 2, 9000),
     (3, 20, 500),
     (2, 200, 50),
+    (2, 40, 8),
+    (2, 4, 200),
 ]
 LAYOUTS = {
     'C': numpy.ascontiguousarray,

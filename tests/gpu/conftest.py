@@ -1,4 +1,9 @@
-"""Lets the tests of this folder run on a GPU, where there is one."""
+"""Lets the tests of this folder run on a GPU, where there is one.
+
+With the environment variable REQUIRE_GPU, it is an error if there is none.
+"""
+
+import os
 
 import chainer
 from chainer.backends import cuda
@@ -21,6 +26,8 @@ def why_not():
 
 def pytest_collection_modifyitems(items):
     reason = why_not()
+    if reason and 'REQUIRE_GPU' in os.environ:
+        raise pytest.UsageError(reason)
     for item in items:
         if 'gpu' in item.path.parts:
             item.add_marker(pytest.mark.gpu)

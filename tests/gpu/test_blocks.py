@@ -4,9 +4,21 @@ from chainer.backends.cuda import to_cpu
 import numpy
 import pytest
 
-from tests.test_blocks import LAYOUTS, SHAPES
+from tests.test_blocks import SHAPES
 
-LARGE = [(1, 3, 100000), (1000, 64, 64), (257, 7, 1001), (100, 10, 100)]
+LAYOUTS = {
+    'C': lambda x: x,
+    'Fortran': lambda x: x.T.copy().T,
+    'reversed': lambda x: x[::-1, ::-1].copy()[::-1, ::-1],
+    'every other': lambda x: x.repeat(2, 0).repeat(2, 1)[::2, ::2],
+}
+LARGE = [
+    (1, 16384, 4),
+    (1, 3, 100000),
+    (1000, 64, 64),
+    (257, 7, 1001),
+    (100, 10, 100),
+]
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -44,8 +56,8 @@ def test_memory_that_is_not_aligned(random, device, offset):
 
 
 def test_more_elements_than_32_bits_count(device):
-    # 2 GiB, and the last row is that of the largest indexes.
-    x = device.xp.zeros((2**21 + 1, 512), 'e')
+    # 4 GiB, and the last row is that of the largest indexes.
+    x = device.xp.zeros((2**22 + 1, 512), 'e')
     x[-1] = 1
     y = blocks.sum_blocks(x, 4)
     assert (y[-1] == 4).all()

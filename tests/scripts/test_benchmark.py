@@ -95,7 +95,7 @@ def check_output(result, path):
     for title in ('Targets', 'Sizes', 'Forward and backward against common'):
         assert '## ' + title in result.stdout
     if not HAS_TORCH:
-        line = "| torch-sum     | No module named 'torch' |"
+        line = '| torch-sum     | torch is not installed |'
         assert ' '.join(line.split()) in ' '.join(result.stdout.split())
     names = ['benchmark.json', 'benchmark.md', 'roofline.png']
     names.append('time_against_common_num.png')
@@ -110,6 +110,7 @@ def check_output(result, path):
     [
         (['--dataset', 'nowhere'], 'nowhere'),
         (['--device', '@cupy:99'], 'error'),
+        (['--dataset', 'sample', '--out', 'program.py'], 'program.py'),
         (['--peers', 'numpy'], 'torch-sum'),
     ],
 )
@@ -149,6 +150,7 @@ def test_ratios_are_taken_within_rounds(scripts):
         (7.3, 7.2, '≥', '7.30 (≥ 7.2)'),
         (7.1, 7.2, '≥', '**7.10 (≥ 7.2) missed**'),
         (1.02, 1.02, '≤', '1.02 (≤ 1.02)'),
+        (1.0249, 1.02, '≤', '1.02 (≤ 1.02)'),
         (1.0251, 1.02, '≤', '**1.03 (≤ 1.02) missed**'),
         (123.4, 1, '≤', '**123 (≤ 1) missed**'),
         (5, None, '≤', 5),
@@ -181,3 +183,19 @@ def test_sum_by_hand_in_torch(scripts, random):
     linear.weight.data = torch.tensor(W)
     y = shared(3, linear)(torch.tensor(x)).detach().numpy()
     numpy.testing.assert_allclose(y, x @ numpy.tile(W.T, (3, 1)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('number', 'text'),
+    [
+        (0.9996, '1.00'),
+        (0.000412, '0.000412'),
+        (12.345, '12.3'),
+        (99.96, '100'),
+        (1234.5, '1234'),
+        (0, '0.00'),
+    ],
+)
+def test_numbers(scripts, number, text):
+    report = importlib.import_module('benchmark_report')
+    assert report.format_number(number) == text
