@@ -16,7 +16,8 @@ from chainer.utils.type_check import InvalidType
 import numpy
 import pytest
 
-from tests.test_functions import iterate, make_arrays, reference
+from tests import test_functions
+from tests.test_functions import iterate, make_arrays, reference, to_cpu
 
 N = 3
 K = 2
@@ -90,26 +91,28 @@ class TestHigherOrders:
         arrays = make_arrays(random, *SIZES, nobias=nobias)
         arrays = tuple(a for a in arrays if a is not None)
         gg = tuple(random.randn(*a.shape) for a in arrays)
+        send = test_functions.DEVICE.send
         with chainer.using_config('common_num', N):
             gradient_check.check_double_backward(
                 lambda *args: F.tanh(F.linear(*args)),
-                arrays,
-                random.randn(4, 5),
-                gg,
+                send(arrays),
+                send(random.randn(4, 5)),
+                send(gg),
                 dtype='d',
             )
 
     def derivatives(self, linear, arrays, weights, common_num):
         """The gradients of all inputs, of the first order to the third."""
-        inputs = [chainer.Variable(a) for a in arrays]
+        send = test_functions.DEVICE.send
+        inputs = [chainer.Variable(a) for a in send(arrays)]
         with chainer.using_config('common_num', common_num):
             value = F.sum(F.sigmoid(linear(*inputs)))
         orders = []
         for weights_of_order in weights:
             grads = chainer.grad([value], inputs, enable_double_backprop=True)
-            orders.append([g.array for g in grads])
+            orders.append([to_cpu(g.array) for g in grads])
             value = sum(
-                F.sum(g**2 * w) for g, w in zip(grads, weights_of_order)
+                F.sum(g**2 * w) for g, w in zip(grads, send(weights_of_order))
             )
         return orders
 
@@ -122,9 +125,10 @@ class TestHigherOrders:
         assert_same_steps(actual, expected)
 
     def train_critic(self, chain, batches):
+        chain.to_device(test_functions.DEVICE)
         optimizer = chainer.optimizers.Adam(0.05).setup(chain)
         steps = []
-        for real, fake in batches:
+        for real, fake in test_functions.DEVICE.send(batches):
             between = chainer.Variable((real + fake) / 2)
             (slope,) = chainer.grad(
                 [chain(between)], [between], enable_double_backprop=True
@@ -135,7 +139,8 @@ class TestHigherOrders:
             chain.cleargrads()
             loss.backward()
             optimizer.update()
-            steps.append([loss.array, slope.array, *params_of(chain)])
+            arrays = loss.array, slope.array, *params_of(chain)
+            steps.append([to_cpu(a) for a in arrays])
         return steps
 
     def test_gradient_penalty(self, random, algorithm):

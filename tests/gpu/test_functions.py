@@ -2,7 +2,6 @@
 
 from chainer_shared_patch import uninstall
 import chainer
-from chainer import gradient_check
 import chainer.functions as F
 from chainer.utils.type_check import InvalidType
 import numpy
@@ -13,6 +12,7 @@ from tests.test_functions import (  # noqa: F401
     reference,
     run,
     test_mixed_dtypes,
+    test_ordinary_layer_is_bit_identical,
     test_shared_layer,
     test_static_graph,
 )
@@ -26,9 +26,11 @@ from tests.test_links import (  # noqa: F401
     width,
 )
 from tests.test_modes import (  # noqa: F401
+    TestHigherOrders,
     assert_same_steps,
     test_mixed16,
     test_training_under_settings_of_chainer,
+    test_two_numbers_in_one_model,
     tiled_linear,
 )
 
@@ -42,19 +44,6 @@ def test_links(random, algorithm, name):
     with Tiling():
         expected = iterate(Unrolled(*LINKS[name]), batches, weights)
     assert_same_steps(actual, expected)
-
-
-def test_gradients(random, algorithm, device):
-    arrays = make_arrays(random, 4, 3, 2, 5)
-    gy = random.randn(4, 5)
-    gg = [random.randn(*a.shape) for a in arrays]
-    arrays, gg = (tuple(device.send(a)) for a in (list(arrays), gg))
-    gy = device.send(gy)
-    with chainer.using_config('common_num', 3):
-        gradient_check.check_backward(F.linear, arrays, gy, dtype='d')
-        gradient_check.check_double_backward(
-            lambda *args: F.linear(*args) ** 2, arrays, gy, gg, dtype='d'
-        )
 
 
 @pytest.mark.parametrize('W_dtype', ['e', 'f'])
