@@ -13,6 +13,7 @@ import subprocess
 from types import SimpleNamespace
 
 from chainer_shared_patch import blocks
+import chainer
 from chainer.backends import cuda
 import numpy
 import pytest
@@ -249,3 +250,36 @@ class TestCompilation:
         *_, type_ = instruction.split('.')
         (vector,) = re.findall(r'\.v(\d)', instruction) or [1]
         return int(vector) * int(type_[1:]) // 8
+
+
+def test_arrays_of_cupy_take_the_way_of_the_gpu(monkeypatch):
+    if not cuda.available:
+        pytest.skip('needs CuPy')
+    cupy = cuda.cupy
+
+    def make(shape, dtype='f'):
+        # CuPy's arrays may be in memory that is not its own.
+        host = numpy.zeros(shape, dtype)
+        memory = cupy.cuda.UnownedMemory(
+            host.ctypes.data, host.nbytes, host, 0
+        )
+        return cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, 0))
+
+    launched = []
+    monkeypatch.setattr(
+        cuda, 'raw', lambda _, name, options: lambda *_: launched.append(name)
+    )
+    monkeypatch.setattr(
+        cuda, 'get_device_from_array', lambda _: contextlib.nullcontext()
+    )
+    monkeypatch.setattr(cupy, 'empty', make)
+    x = make((2, 12))
+    assert chainer.backend.get_array_module(x) is cupy
+    y = blocks.sum_blocks(x, 3)
+    assert isinstance(y, cupy.ndarray) and y.shape == (2, 4)
+    tiled = blocks.tile_blocks(y, 3)
+    assert isinstance(tiled, cupy.ndarray) and tiled.shape == (2, 12)
+    assert launched == ['sum_blocks', 'tile_blocks']
+    # And those of NumPy do not.
+    assert isinstance(blocks.sum_blocks(numpy.ones((2, 12)), 3), numpy.ndarray)
+    assert len(launched) == 2
