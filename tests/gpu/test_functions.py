@@ -1,6 +1,5 @@
 """Shared layers on the GPU: the tests of the CPU, computed there."""
 
-from chainer_shared_patch import uninstall
 import chainer
 import chainer.functions as F
 from chainer.utils.type_check import InvalidType
@@ -16,34 +15,14 @@ from tests.test_functions import (  # noqa: F401
     test_shared_layer,
     test_static_graph,
 )
-from tests.test_links import (  # noqa: F401
-    LINKS,
-    N,
-    Tiling,
-    Unrolled,
-    iterate,
-    make_batches,
-    width,
-)
+from tests.test_links import TestLinksOfFullyConnectedLayers  # noqa: F401
 from tests.test_modes import (  # noqa: F401
     TestHigherOrders,
-    assert_same_steps,
     test_mixed16,
     test_training_under_settings_of_chainer,
     test_two_numbers_in_one_model,
     tiled_linear,
 )
-
-
-@pytest.mark.parametrize('name', LINKS)
-def test_links(random, algorithm, name):
-    batches, weights = make_batches(random, width(name))
-    with chainer.using_config('common_num', N):
-        actual = iterate(Unrolled(*LINKS[name]), batches, weights)
-    uninstall()
-    with Tiling():
-        expected = iterate(Unrolled(*LINKS[name]), batches, weights)
-    assert_same_steps(actual, expected)
 
 
 @pytest.mark.parametrize('W_dtype', ['e', 'f'])
