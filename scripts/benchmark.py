@@ -267,19 +267,20 @@ def main():
     except KeyboardInterrupt:
         print('interrupted; this is what has been measured', file=sys.stderr)
 
+    def write(name, content):
+        with open(os.path.join(args.out, name), 'w') as file:
+            file.write(content)
+
     print(benchmark_report.render(results))
-    files = {'benchmark.json': json.dumps(results, indent=1)}
+    write('benchmark.json', json.dumps(results, indent=1))
     try:
         plots = benchmark_report.plot(results, args.out)
     except ImportError as error:
         print('no plots: {}'.format(error))
         plots = []
-    files['benchmark.md'] = benchmark_report.render(results, plots)
-    for name, content in files.items():
-        with open(os.path.join(args.out, name), 'w') as file:
-            file.write(content)
+    write('benchmark.md', benchmark_report.render(results, plots))
     print('files written')
-    for name in (*files, *plots):
+    for name in ('benchmark.json', 'benchmark.md', *plots):
         print('  ' + os.path.join(args.out, name))
 
 
