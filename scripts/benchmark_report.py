@@ -39,21 +39,25 @@ def get_title(row):
     ).format(**row)
 
 
+def get_samples(row, name, part='both'):
+    """Returns the times of a contender by round; None where it is absent."""
+    samples = row['contenders'].get(name, {}).get('seconds')
+    return samples and numpy.array(samples)[:, PARTS.index(part)]
+
+
 def get_seconds(row, name, part='both'):
     """Returns the median time of a contender; None where it is absent."""
-    samples = row['contenders'].get(name, {}).get('seconds')
-    return samples and numpy.median(samples, 0)[PARTS.index(part)]
+    samples = get_samples(row, name, part)
+    return None if samples is None else numpy.median(samples)
 
 
 def get_ratio(row, name, other, part='both', other_part=None):
     """Returns the median ratio of a contender's time to another's."""
-    times = []
-    for each, its_part in ((name, part), (other, other_part or part)):
-        samples = row['contenders'].get(each, {}).get('seconds')
-        if samples is None:
-            return None
-        times.append(numpy.array(samples)[:, PARTS.index(its_part)])
-    return numpy.median(times[0] / times[1])
+    samples = get_samples(row, name, part)
+    others = get_samples(row, other, other_part or part)
+    if samples is None or others is None:
+        return None
+    return numpy.median(samples / others)
 
 
 def count_operations(row, n):
@@ -284,12 +288,12 @@ def make_sweep_table(rows, swept):
 
 def get_spread(results):
     """Returns the median factor between the rounds of a contender."""
-    factors = [
-        numpy.divide(numpy.max(both), numpy.min(both))
+    samples = [
+        get_samples(row, name)
         for row in results['sizes'] + results['sweeps']
-        for entry in row['contenders'].values()
-        for both in [numpy.array(entry.get('seconds', [[1]]))[:, -1]]
+        for name in row['contenders']
     ]
+    factors = [max(each) / min(each) for each in samples if each is not None]
     return numpy.median(factors) if factors else 1
 
 

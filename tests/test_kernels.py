@@ -19,6 +19,11 @@ import numpy
 import pytest
 
 COMPILER = shutil.which('c++')
+FLAGS = [
+    *('-std=c++17', '-O1', '-shared', '-fPIC', '-I.'),
+    *('-Wall', '-Werror', '-Wno-unknown-pragmas'),
+    *('-fsanitize=undefined', '-fno-sanitize-recover=all'),
+]
 HOST = """
 #define __global__
 static struct { long long x; } blockIdx, blockDim, threadIdx;
@@ -33,8 +38,6 @@ extern "C" void run(
             NAME(x, y, size, common_num, k);
 }
 """
-
-pytestmark = pytest.mark.skipif(not COMPILER, reason='needs a C++ compiler')
 
 
 class Array(numpy.ndarray):
@@ -55,6 +58,8 @@ def launches(monkeypatch, tmp_path):
 
     Returns a list of the options and the arguments of every launch.
     """
+    if not COMPILER:
+        pytest.skip('needs a C++ compiler')
     (tmp_path / 'cuda_fp16.h').write_text('typedef _Float16 half;')
     (tmp_path / 'host.cc').write_text(HOST)
     launches = []
@@ -65,15 +70,8 @@ def launches(monkeypatch, tmp_path):
             launches.append((options, *sizes))
             (tmp_path / 'kernel.cu').write_text(code)
             library = tmp_path / '{}.so'.format(len(launches))
-            flags = ['-std=c++17', '-O1', '-shared', '-fPIC', '-Wall']
-            flags += [
-                '-Werror',
-                '-Wno-unknown-pragmas',
-                '-fsanitize=undefined',
-            ]
-            flags += ['-fno-sanitize-recover=all', '-I.']
             subprocess.run(
-                [COMPILER, *flags, *options, 'host.cc', '-o', str(library)],
+                [COMPILER, *FLAGS, *options, 'host.cc', '-o', str(library)],
                 cwd=tmp_path,
                 check=True,
             )

@@ -4,6 +4,7 @@ With the environment variable REQUIRE_GPU, it is an error if there is none.
 """
 
 import os
+from pathlib import Path
 
 import chainer
 from chainer.backends import cuda
@@ -29,7 +30,7 @@ def pytest_collection_modifyitems(items):
     if reason and 'REQUIRE_GPU' in os.environ:
         raise pytest.UsageError(reason)
     for item in items:
-        if 'gpu' in item.path.parts:
+        if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.gpu)
             item.add_marker(pytest.mark.skipif(bool(reason), reason=reason))
 

@@ -4,14 +4,8 @@ from chainer.backends.cuda import to_cpu
 import numpy
 import pytest
 
-from tests.test_blocks import SHAPES
+from tests.test_blocks import LAYOUTS, SHAPES
 
-LAYOUTS = {
-    'C': lambda x: x,
-    'Fortran': lambda x: x.T.copy().T,
-    'reversed': lambda x: x[::-1, ::-1].copy()[::-1, ::-1],
-    'every other': lambda x: x.repeat(2, 0).repeat(2, 1)[::2, ::2],
-}
 LARGE = [
     (1, 16384, 4),
     (1, 3, 100000),
