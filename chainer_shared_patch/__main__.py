@@ -1,4 +1,4 @@
-"""Runs a script or a module under the patch, or describes the installation.
+"""Runs a program under the patch, or describes the installation.
 
 .. code-block:: console
 
@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import argparse
 import builtins
-from collections.abc import Sequence
 import importlib
+from importlib.machinery import SourceFileLoader, SourcelessFileLoader
 import multiprocessing.spawn
 import os
+import pkgutil
 import platform
 import runpy
 import sys
-import types
 from typing import Any
 
 import chainer_shared_patch
@@ -32,10 +32,10 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='python -m chainer_shared_patch',
         usage='%(prog)s [--common-num N] [--algorithm A] '
-        '(script.py | -m module) [args ...]\n'
+        '(FILE | -m MODULE | -c CODE | -) [ARG ...]\n'
         '       %(prog)s --info',
-        description='Runs a script or a module, unmodified, under the patch '
-        'that shares the weights of fully connected layers.',
+        description='Runs a program, unmodified, under the patch that shares '
+        'the weights of fully connected layers.',
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -54,18 +54,17 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--info',
         action='store_true',
-        help='print what a bug report needs, and run nothing',
+        help='print what to include in a bug report, and run nothing',
     )
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument('-m', action='store_true', help='run a module')
+    kind.add_argument('-c', action='store_true', help='run a line of code')
     parser.add_argument(
-        '-m',
-        dest='is_module',
-        action='store_true',
-        help='run a module and not a script',
-    )
-    parser.add_argument(
-        'command',
+        'program',
         nargs=argparse.REMAINDER,
-        help='the script or module and its arguments',
+        help='the program and its arguments; without -m and -c, a script, a '
+        '.pyc file, a directory or zip file with a __main__.py, or - for '
+        'standard input',
     )
     return parser
 
@@ -74,7 +73,7 @@ def main() -> None:
     """Does what the command line asks for."""
     parser = _make_parser()
     args = parser.parse_args()
-    # Set in the environment too, for the processes that the script starts.
+    # Set in the environment too, for the processes that the program starts.
     if args.common_num is not None:
         try:
             number = config.parse_common_num(args.common_num, '--common-num')
@@ -86,35 +85,83 @@ def main() -> None:
         chainer.global_config.shared_algorithm = args.algorithm
         os.environ['CHAINER_SHARED_ALGORITHM'] = args.algorithm
 
-    _patch_spawned_processes()
-
     if args.info:
         print_info()
-    elif not args.command:
+        return
+    if not args.program:
         parser.error('a script, -m and a module, or --info is needed')
-    elif args.is_module:
-        sys.argv = args.command
-        runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)
-    elif not os.path.isfile(args.command[0]):
-        parser.error('there is no file {!r}'.format(args.command[0]))
+    is_file = not (args.m or args.c or args.program[0] == '-')
+    if is_file and not os.path.exists(args.program[0]):
+        parser.error('there is no file {!r}'.format(args.program[0]))
+
+    _patch_spawned_processes()
+    sys.excepthook = _print_exception
+    sys.argv = args.program
+    # multiprocessing knows this module by the name __mp_main__ too, so that
+    # the program has to run in it and not in another one.
+    vars(sys.modules['__main__']).clear()
+    vars(sys.modules['__main__']).update(
+        __name__='__main__', __builtins__=builtins
+    )
+    if args.m:
+        runpy._run_module_as_main(sys.argv[0])  # type: ignore[attr-defined]
+    elif args.c:
+        sys.argv = ['-c', *sys.argv[1:]]
+        _set_first_path('')
+        _run_code(_compile(args.program[0], '<string>'))
+    elif not is_file:
+        _set_first_path('')
+        _run_code(_compile(sys.stdin.read(), '<stdin>'), __file__='<stdin>')
     else:
-        _run_script(args.command)
+        _run_file(os.path.abspath(sys.argv[0]))
 
 
-def _run_script(argv: Sequence[str]) -> None:
-    # Unlike runpy.run_path, this leaves the script in sys.modules for what
-    # still runs when it has ended, and makes __file__ absolute, as Python
-    # does.
-    path = os.path.abspath(argv[0])
-    with open(path, 'rb') as file:
-        code = compile(file.read(), path, 'exec', dont_inherit=True)
-    module = types.ModuleType('__main__')
-    vars(module).update(__file__=path, __cached__=None, __builtins__=builtins)
-    sys.modules['__main__'] = module
-    sys.argv = list(argv)
+def _run_file(path: str) -> None:
+    if pkgutil.get_importer(path) is not None:  # a directory or a zip file
+        _set_first_path(path, always=True)
+        runpy._run_module_as_main(  # type: ignore[attr-defined]
+            '__main__', alter_argv=False
+        )
+        return
+    _set_first_path(os.path.dirname(os.path.realpath(path)))
+    loader: Any
+    if path.endswith('.pyc'):
+        loader = SourcelessFileLoader('__main__', path)
+        code = loader.get_code('__main__')
+    else:
+        loader = SourceFileLoader('__main__', path)
+        code = _compile(loader.get_data(path), path)
+    _run_code(code, __file__=path, __cached__=None, __loader__=loader)
+
+
+def _set_first_path(path: str, always: bool = False) -> None:
     if not getattr(sys.flags, 'safe_path', False):
-        sys.path[0] = os.path.dirname(os.path.realpath(path))
-    exec(code, vars(module))
+        sys.path[0] = path
+    elif always:
+        sys.path.insert(0, path)
+
+
+def _compile(source: Any, name: str) -> Any:
+    return compile(source, name, 'exec', dont_inherit=True)
+
+
+def _run_code(code: Any, **names: Any) -> None:
+    namespace = vars(sys.modules['__main__'])
+    namespace.update(
+        {'__doc__': None, '__package__': None, '__spec__': None, **names}
+    )
+    exec(code, namespace)
+
+
+def _print_exception(kind: Any, error: BaseException, trace: Any) -> None:
+    """Prints a traceback that begins with the program, not with its runner."""
+    runners = (__file__, runpy.run_path.__code__.co_filename)
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if name not in runners and not name.startswith('<frozen importlib'):
+            break
+        trace = trace.tb_next
+    sys.__excepthook__(kind, error.with_traceback(trace), trace)
 
 
 def _patch_spawned_processes() -> None:
@@ -165,4 +212,5 @@ def print_info() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    # The program takes over this module, but not the one that runs it.
+    importlib.import_module('chainer_shared_patch.__main__').main()

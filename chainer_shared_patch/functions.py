@@ -34,9 +34,9 @@ class SharedLinearFunction(linear.LinearFunction):
     """``LinearFunction`` of a weight that the blocks of the input share.
 
     A ``LinearFunction`` becomes one when its forward pass finds its layer
-    shared. From then on the node carries all that its backward pass needs,
-    whatever the configuration is by then and whether or not the patch is
-    still installed; and hooks, graphs and exporters see what it is.
+    shared. From then on the node carries all that its passes need, whatever
+    the configuration is by then and whether or not the patch is still
+    installed; and hooks, graphs and exporters see what it is.
 
     Attributes:
         common_num (int): The number of blocks.
@@ -51,6 +51,53 @@ class SharedLinearFunction(linear.LinearFunction):
     @property
     def label(self) -> str:
         return 'SharedLinearFunction (common_num={})'.format(self.common_num)
+
+    def check_type_forward(self, in_types: Any) -> None:
+        x_type, W_type = in_types[:2]
+        type_check._argname((x_type, W_type), ('x', 'W'))
+        type_check.expect(
+            x_type.dtype.kind == 'f',
+            W_type.dtype.kind == 'f',
+        )
+        x_shape, W_shape = _shapes(in_types)
+        if x_shape[1] != self.common_num * W_shape[1]:
+            raise type_check.InvalidType(
+                'x.shape[1] == {} * W.shape[1]'.format(self.common_num),
+                '{} != {} * {} (x.shape is {}, W.shape is {})'.format(
+                    x_shape[1], self.common_num, W_shape[1], x_shape, W_shape
+                ),
+            )
+        type_check.expect(in_types.size() <= 3)
+        if len(in_types) == 3:
+            b_type = in_types[2]
+            type_check._argname((b_type,), ('b',))
+            type_check.expect(
+                b_type.dtype == x_type.dtype,
+                b_type.ndim == 1,
+                b_type.shape[0] == W_type.shape[0],
+            )
+
+    def forward_chainerx(self, inputs: tuple) -> Any:
+        return chainer.Fallback
+
+    def forward(self, inputs: tuple) -> tuple:
+        if not chainer.config.type_check:
+            with type_check.get_function_check_context(self):
+                self.check_type_forward(
+                    type_check.get_types(inputs, 'in_types', False)
+                )
+        x, W = inputs[:2]
+        if self.shared_algorithm == 'sum':
+            (x,) = _static_sum_blocks(self.common_num, W.dtype, inputs=[x])
+            self._summed_x = x
+        else:
+            (W,) = _static_tile_blocks(self.common_num, inputs=[W])
+        # x and W now fit each other, and Chainer's own method takes over. The
+        # indexes that it retains are those of the full x and the narrow W.
+        (y,) = super().forward((x, W) + inputs[2:])
+        if y.dtype != inputs[0].dtype:
+            (y,) = _static_cast(inputs[0].dtype, inputs=[y])
+        return (y,)
 
     def backward(self, indexes: tuple, grad_outputs: tuple) -> list:
         x, W = self.get_retained_inputs()
@@ -129,22 +176,29 @@ def _grad_weight(
     return linear.LinearGradWeight(dtype).apply((x, gy))[0]
 
 
-def _is_ordinary(x_shape: tuple, W_shape: tuple, common_num: int) -> bool:
+def _shapes(in_types: Any) -> list[tuple]:
+    return [type_check.eval(each.shape) for each in in_types[:2]]
+
+
+def _is_shared(
+    node: linear.LinearFunction, x_shape: tuple, W_shape: tuple
+) -> bool:
+    """Returns whether a layer is shared, and makes its node say so."""
+    if isinstance(node, SharedLinearFunction):
+        return x_shape[1] != W_shape[1]  # they are equal once x is summed
+    common_num = config.get_common_num()
     # Arrays that are no matrices are Chainer's own to refuse.
-    return (
+    if (
         common_num == 1
         or len(x_shape) != 2
         or len(W_shape) != 2
         or x_shape[1] == W_shape[1]
-    )
-
-
-def _become_shared(node: linear.LinearFunction, common_num: int) -> None:
-    node.common_num = common_num
+    ):
+        return False
     node.shared_algorithm = config.get_shared_algorithm()
-    if not isinstance(node, SharedLinearFunction):
-        cls: Any = type(node)
-        node.__class__ = _shared_class(cls)
+    node.common_num = common_num
+    node.__class__ = _shared_class(type(node))
+    return True
 
 
 @functools.cache
@@ -154,104 +208,55 @@ def _shared_class(cls: Any) -> Any:
     return type(cls.__name__, (cls, SharedLinearFunction), {})
 
 
-def check_type_forward(original: Method) -> Method:
+# What takes the place of LinearFunction's methods decides whether a layer is
+# shared, and leaves it to the class above if it is. A subclass may call any of
+# them by name.
+
+
+def make_check_type_forward(original: Method) -> Method:
     """Makes the method that also lets the shapes of shared layers pass."""
 
     @functools.wraps(original)
     def check_type_forward(self: linear.LinearFunction, in_types: Any) -> None:
-        common_num = config.get_common_num()
-        if len(in_types) < 2:
+        if len(in_types) >= 2 and _is_shared(self, *_shapes(in_types)):
+            SharedLinearFunction.check_type_forward(self, in_types)
+        else:
             original(self, in_types)
-            return
-        x_type, W_type = in_types[:2]
-        x_shape = type_check.eval(x_type.shape)
-        W_shape = type_check.eval(W_type.shape)
-        if _is_ordinary(x_shape, W_shape, common_num):
-            original(self, in_types)
-            return
-
-        type_check._argname((x_type, W_type), ('x', 'W'))
-        type_check.expect(
-            x_type.dtype.kind == 'f',
-            W_type.dtype.kind == 'f',
-        )
-        if x_shape[1] != common_num * W_shape[1]:
-            raise type_check.InvalidType(
-                'x.shape[1] == {} * W.shape[1]'.format(common_num),
-                '{} != {} * {} (x.shape is {}, W.shape is {})'.format(
-                    x_shape[1], common_num, W_shape[1], x_shape, W_shape
-                ),
-            )
-        type_check.expect(in_types.size() <= 3)
-        if len(in_types) == 3:
-            b_type = in_types[2]
-            type_check._argname((b_type,), ('b',))
-            type_check.expect(
-                b_type.dtype == x_type.dtype,
-                b_type.ndim == 1,
-                b_type.shape[0] == W_type.shape[0],
-            )
-        # Before the hooks of functions look at the node.
-        _become_shared(self, common_num)
 
     return check_type_forward
 
 
-def forward(original: Method) -> Method:
+def make_forward(original: Method) -> Method:
     """Makes the method that computes shared layers too."""
 
     @functools.wraps(original)
     def forward(self: linear.LinearFunction, inputs: tuple) -> tuple:
-        common_num = config.get_common_num()
-        x, W = inputs[:2]
-        if _is_ordinary(x.shape, W.shape, common_num):
-            return original(self, inputs)
-
-        if not chainer.config.type_check:
-            with type_check.get_function_check_context(self):
-                self.check_type_forward(
-                    type_check.get_types(inputs, 'in_types', False)
-                )
-        _become_shared(self, common_num)
-        if self.shared_algorithm == 'sum':
-            (x,) = _static_sum_blocks(common_num, W.dtype, inputs=[x])
-            self._summed_x = x
-        else:
-            (W,) = _static_tile_blocks(common_num, inputs=[W])
-        # x and W now fit each other, and Chainer's own method takes over. The
-        # indexes that it retains are those of the full x and the narrow W.
-        (y,) = original(self, (x, W) + inputs[2:])
-        if y.dtype != inputs[0].dtype:
-            (y,) = _static_cast(inputs[0].dtype, inputs=[y])
-        return (y,)
+        if _is_shared(self, inputs[0].shape, inputs[1].shape):
+            return SharedLinearFunction.forward(self, inputs)
+        return original(self, inputs)
 
     return forward
 
 
-def forward_chainerx(original: Method) -> Method:
+def make_forward_chainerx(original: Method) -> Method:
     """Makes the method that leaves shared layers to NumPy and CuPy."""
 
     @functools.wraps(original)
     def forward_chainerx(self: linear.LinearFunction, inputs: tuple) -> Any:
-        common_num = config.get_common_num()
-        x, W = inputs[:2]
-        if _is_ordinary(x.shape, W.shape, common_num):
-            return original(self, inputs)
-        # Here, because during forward Chainer lends the node another class.
-        _become_shared(self, common_num)
-        return chainer.Fallback
+        if _is_shared(self, inputs[0].shape, inputs[1].shape):
+            return SharedLinearFunction.forward_chainerx(self, inputs)
+        return original(self, inputs)
 
     return forward_chainerx
 
 
-def backward(original: Method) -> Method:
+def make_backward(original: Method) -> Method:
     """Makes the method that takes shared layers back the way they came."""
 
     @functools.wraps(original)
     def backward(
         self: linear.LinearFunction, indexes: tuple, grad_outputs: tuple
     ) -> Any:
-        # Subclasses may call this method by its name.
         if isinstance(self, SharedLinearFunction):
             return SharedLinearFunction.backward(self, indexes, grad_outputs)
         return original(self, indexes, grad_outputs)
@@ -259,9 +264,9 @@ def backward(original: Method) -> Method:
     return backward
 
 
-REPLACEMENTS: dict[str, Callable[[Method], Method]] = {
-    'backward': backward,
-    'forward_chainerx': forward_chainerx,
-    'forward': forward,
-    'check_type_forward': check_type_forward,
+FACTORIES: dict[str, Callable[[Method], Method]] = {
+    'backward': make_backward,
+    'forward_chainerx': make_forward_chainerx,
+    'forward': make_forward,
+    'check_type_forward': make_check_type_forward,
 }

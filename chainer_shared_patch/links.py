@@ -5,29 +5,69 @@ from __future__ import annotations
 import functools
 from typing import Any, Callable
 
+from chainer_shared_patch.functions import Method
 import chainer
 import chainer.links as L
-from chainer_shared_patch.functions import Method
+from chainer.serializers import HDF5Deserializer, NpzDeserializer
+import numpy
 
 
-def serialize(original: Method) -> Method:
+class _ArraysWithoutPickles(dict):
+    """The arrays of an npz file by name, each read once and none unpickled.
+
+    Unpickling an array of objects can run any code that its author wants.
+    """
+
+    def __init__(self, npz: Any) -> None:
+        self.npz = npz
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.npz
+
+    def __missing__(self, name: str) -> numpy.ndarray:
+        if name not in self.npz:
+            raise KeyError('{} is not in the file'.format(name))
+        with self.npz.zip.open(name + '.npy') as file:
+            version = numpy.lib.format.read_magic(file)
+            read_header = {
+                (1, 0): numpy.lib.format.read_array_header_1_0,
+                (2, 0): numpy.lib.format.read_array_header_2_0,
+            }[version]
+            shape, _, dtype = read_header(file)
+        if not dtype.hasobject:
+            self[name] = self.npz[name]
+        elif shape == ():
+            # This is how Chainer writes None.
+            self[name] = numpy.asarray(None)
+        else:
+            raise ValueError(
+                '{} is an array of objects, of shape {}, which is not '
+                'unpickled; a link has arrays of numbers'.format(name, shape)
+            )
+        return self[name]
+
+
+def make_serialize(original: Method) -> Method:
     """Makes the method that does not take a W of another shape for its own.
 
     Chainer itself broadcasts what can be broadcast, so that a file of a
     shared layer with ``(out_size, 1)`` passes for one of a dense layer.
     """
 
-    inherited = 'serialize' not in vars(L.Linear)
-
     @functools.wraps(original)
     def serialize(self: L.Linear, serializer: Any) -> None:
+        if isinstance(serializer, NpzDeserializer) and isinstance(
+            serializer.npz, numpy.lib.npyio.NpzFile
+        ):
+            serializer = NpzDeserializer(
+                _ArraysWithoutPickles(serializer.npz),
+                serializer.path,
+                serializer.strict,
+                serializer.ignore_names,
+            )
         if isinstance(serializer, chainer.Deserializer):
             _check_stored_shape(self, serializer)
-        if inherited:
-            # Which need not be Link's, in a subclass of several links.
-            super(L.Linear, self).serialize(serializer)
-        else:
-            original(self, serializer)
+        original(self, serializer)
 
     return serialize
 
@@ -37,10 +77,13 @@ def _check_stored_shape(link: L.Linear, serializer: Any) -> None:
     if not isinstance(W, chainer.Parameter) or W.array is None:
         return
     try:
-        stored = serializer('W', None)
+        if isinstance(serializer, HDF5Deserializer):
+            stored = (serializer.group or {})['W']  # which is not read yet
+        else:
+            stored = serializer('W', None)
     except KeyError:  # which the original says better
         return
-    here, there = W.shape, getattr(stored, 'shape', W.shape)
+    here, there = W.shape, getattr(stored, 'shape', None) or W.shape
     if here == there:
         return
     message = (
@@ -63,4 +106,6 @@ def _check_stored_shape(link: L.Linear, serializer: Any) -> None:
     raise ValueError(message)
 
 
-REPLACEMENTS: dict[str, Callable[[Method], Method]] = {'serialize': serialize}
+FACTORIES: dict[str, Callable[[Method], Method]] = {
+    'serialize': make_serialize
+}

@@ -11,34 +11,49 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
+import functools
 import os
 import threading
-from typing import Any, Callable, Optional
+from typing import Any, NamedTuple, Optional
+import warnings
 
 from chainer_shared_patch import config, functions, links
+from chainer_shared_patch.functions import Method
 import chainer
 from chainer.functions.connection.linear import LinearFunction
 from chainer.links import Linear
 
-# In the order in which they are put in; they are taken out in reverse.
-_REPLACEMENTS: dict[Any, dict[str, Callable[..., functions.Method]]] = {
-    LinearFunction: functions.REPLACEMENTS,
-    Linear: links.REPLACEMENTS,
-}
-_lock = threading.RLock()
-_originals: dict[tuple[Any, str], functions.Method] = {}
-_inherited: set[tuple[Any, str]] = set()
-_replacements: dict[tuple[Any, str], functions.Method] = {}
-_wanted = False  # by install
-_open_blocks = 0  # of patched, in all threads
 
-# A fork while another thread holds the lock must not lock the child for ever.
-if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(
-        before=_lock.acquire,
-        after_in_parent=_lock.release,
-        after_in_child=_lock.release,
-    )
+class _Replacement(NamedTuple):
+    owner: Any
+    name: str
+    original: Optional[Method]  # None if the owner inherits it
+    ours: Method
+
+    @property
+    def current(self) -> Optional[Method]:
+        return vars(self.owner).get(self.name)
+
+
+class _State:
+    """What is installed, and who wants it so."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.replacements: list[_Replacement] = []
+        self.is_wanted = False  # by install
+        self.users = 0  # calls of patched that have not ended, in all threads
+        # A fork while another thread holds the lock must not lock the child.
+        if hasattr(os, 'register_at_fork'):
+            os.register_at_fork(
+                before=self.lock.acquire,
+                after_in_parent=self.lock.release,
+                after_in_child=self.lock.release,
+            )
+
+
+# Reloading this module must not lose the methods that were replaced.
+_state: _State = globals().get('_state') or _State()
 
 
 def install() -> None:
@@ -48,36 +63,36 @@ def install() -> None:
     variable ``CHAINER_SHARED_PATCH`` is 0. Installing twice is the same as
     once.
 
-    .. seealso:: :func:`patched` for one block of code.
+    .. seealso:: :func:`patched` for a ``with`` statement.
     """
-    global _wanted
-    with _lock:
-        _wanted = True
+    with _state.lock:
+        _state.is_wanted = True
         _put_in()
 
 
 def uninstall() -> None:
     """Puts ``LinearFunction``'s own methods back, for all threads.
 
-    Uninstalling what is not installed does nothing.
+    While a ``with`` statement of :func:`patched` runs in any thread, it holds
+    the patch, which then goes when the last of them ends. Uninstalling what
+    is not installed does nothing.
 
     Raises:
         RuntimeError: If somebody else has replaced one of the methods since.
             Nothing is changed then.
 
     """
-    global _wanted
-    with _lock:
-        _take_out()
-        _wanted = False
+    with _state.lock:
+        if not _state.users:
+            _take_out()
+        _state.is_wanted = False
 
 
 def is_installed() -> bool:
     """Returns whether the patch is installed."""
-    with _lock:
-        return bool(_originals) and all(
-            getattr(cls, name) is not original
-            for (cls, name), original in _originals.items()
+    with _state.lock:
+        return bool(_state.replacements) and all(
+            each.current is not each.original for each in _state.replacements
         )
 
 
@@ -85,10 +100,11 @@ def is_installed() -> bool:
 def patched(
     common_num: Optional[int] = None, shared_algorithm: Optional[str] = None
 ) -> Iterator[None]:
-    """Installs the patch for one block of code.
+    """Installs the patch for the body of a ``with`` statement.
 
-    The patch is there for all threads while the block runs, and afterwards
-    only if it was before. The configuration is that of the current thread.
+    The patch is there for all threads while the body runs, whatever other
+    threads install and uninstall, and afterwards only if it was before. The
+    configuration is that of the current thread.
 
     Args:
         common_num (int): The number of input blocks that share a weight. If
@@ -98,8 +114,9 @@ def patched(
 
     Raises:
         ValueError: If an argument makes no sense.
-        RuntimeError: If the patch has to be taken out at the end of the block
-            and cannot be; see :func:`uninstall`.
+        RuntimeError: If the patch has to be taken out at the end and cannot
+            be; see :func:`uninstall`. If the body has raised an error, that
+            one goes on, and this one becomes a warning.
 
     .. admonition:: Example
 
@@ -114,7 +131,6 @@ def patched(
         (2, 3)
 
     """
-    global _open_blocks
     with contextlib.ExitStack() as stack:
         if common_num is not None:
             number = config.check_common_num(
@@ -126,48 +142,66 @@ def patched(
                 shared_algorithm, 'shared_algorithm of patched'
             )
             stack.enter_context(chainer.using_config('shared_algorithm', name))
-        with _lock:
+        with _state.lock:
             _put_in()
-            _open_blocks += 1
+            _state.users += 1
+        stack.push(_leave)
+        yield
+
+
+def _leave(error_type: Any, *_: Any) -> None:
+    with _state.lock:
+        _state.users -= 1
+        if _state.users or _state.is_wanted:
+            return
         try:
-            yield
-        finally:
-            with _lock:
-                _open_blocks -= 1
-                if _open_blocks == 0 and not _wanted:
-                    _take_out()
+            _take_out()
+        except RuntimeError as error:
+            if error_type is None:
+                raise
+            warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
 
 def _put_in() -> None:
-    for cls, replacements in _REPLACEMENTS.items():
-        for name, replace in replacements.items():
-            current = getattr(cls, name)
-            # A method that is neither ours nor the original is somebody's who
-            # has patched on top, and who calls ours.
-            if current is _originals.get((cls, name), current):
-                _originals[cls, name] = current
-                if name not in vars(cls):
-                    _inherited.add((cls, name))
-                _replacements[cls, name] = replace(current)
-                setattr(cls, name, _replacements[cls, name])
+    if not _state.replacements:
+        for owner, factories in (
+            (LinearFunction, functions.FACTORIES),
+            (Linear, links.FACTORIES),
+        ):
+            for name, make in factories.items():
+                original = vars(owner).get(name)
+                ours = make(original or _make_inherited(owner, name))
+                _state.replacements.append(
+                    _Replacement(owner, name, original, ours)
+                )
+    for each in _state.replacements:
+        # A method that is neither ours nor the original is somebody's who has
+        # patched on top, and who calls ours.
+        if each.current is each.original:
+            setattr(each.owner, each.name, each.ours)
+
+
+def _make_inherited(owner: Any, name: str) -> Method:
+    @functools.wraps(getattr(owner, name))
+    def inherited(self: Any, *args: Any) -> Any:
+        # In a subclass of several classes, the next need not be a base's.
+        return getattr(super(owner, self), name)(*args)
+
+    return inherited
 
 
 def _take_out() -> None:
-    for (cls, name), original in _originals.items():
-        current = getattr(cls, name)
-        if current not in (original, _replacements[cls, name]):
+    for each in _state.replacements:
+        if each.current not in (each.original, each.ours):
             raise RuntimeError(
                 'cannot uninstall chainer_shared_patch: {}.{} has since been '
                 'replaced by {!r}, which has to be undone first'.format(
-                    cls.__name__, name, current
+                    each.owner.__name__, each.name, each.current
                 )
             )
-    # The type check goes first: no other thread then gets past it and finds
-    # a forward that cannot follow.
-    for cls, name in reversed(list(_originals)):
-        original = _originals.pop((cls, name))
-        if (cls, name) not in _inherited:
-            setattr(cls, name, original)
-        elif name in vars(cls):
-            delattr(cls, name)
-    _inherited.clear()
+    for each in _state.replacements:
+        if each.original is not None:
+            setattr(each.owner, each.name, each.original)
+        elif each.current is not None:
+            delattr(each.owner, each.name)
+    _state.replacements.clear()

@@ -1,7 +1,10 @@
 import multiprocessing
 import os
+import py_compile
+import re
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
@@ -38,10 +41,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def python(folder, *args, **environment):
+def python(folder, *args, input=None, **environment):
     return subprocess.run(
         [sys.executable, *args],
         cwd=folder,
+        input=input,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -49,8 +53,8 @@ def python(folder, *args, **environment):
     )
 
 
-def run(folder, *args, **environment):
-    return python(folder, '-m', 'chainer_shared_patch', *args, **environment)
+def run(folder, *args, **options):
+    return python(folder, '-m', 'chainer_shared_patch', *args, **options)
 
 
 OPTIONS = ('--common-num', '10', '--algorithm', 'tile')
@@ -103,22 +107,78 @@ def test_script_has_no_future_but_its_own(folder):
     assert run(folder, 'future.py').stdout == expected != ''
 
 
+PARENT = """
+from concurrent.futures import ProcessPoolExecutor
+import multiprocessing, sys
+import chainer
+
+class Result:
+    def __init__(self):
+        self.common_num = chainer.config.common_num
+
+def get(_):
+    return Result()
+
+if __name__ == '__main__':
+    context = multiprocessing.get_context(sys.argv[1])
+    with context.Pool(1) as pool:
+        print(pool.map_async(get, [0]).get(60)[0].common_num)
+    with ProcessPoolExecutor(1, context) as pool:
+        print(pool.submit(get, 0).result(60).common_num)
+"""
+
+
 @pytest.mark.parametrize('method', multiprocessing.get_all_start_methods())
 @pytest.mark.parametrize('as_module', [False, True])
-def test_options_reach_processes_of_multiprocessing(folder, method, as_module):
-    (folder / 'parent.py').write_text(
-        'import multiprocessing, sys\n'
-        'import chainer\n'
-        'def get(_):\n'
-        '    return chainer.config.common_num\n'
-        'if __name__ == "__main__":\n'
-        '    context = multiprocessing.get_context(sys.argv[1])\n'
-        '    with context.Pool(1) as pool:\n'
-        '        print(pool.map_async(get, [0]).get(60))\n'
-    )
+def test_processes_return_instances_of_the_program(folder, method, as_module):
+    (folder / 'parent.py').write_text(PARENT)
     command = ('-m', 'parent') if as_module else ('parent.py',)
     result = run(folder, *OPTIONS, *command, method)
-    assert result.stdout == '[10]\n', result.stderr
+    assert result.stdout == '10\n10\n', result.stderr
+
+
+PRINT = """
+import sys
+print(__name__, sys.argv, sys.path[0], vars().get('__file__'))
+import chainer
+print(chainer.config.common_num)
+"""
+
+
+def make_programs(folder):
+    """Makes PRINT in every form in which Python runs a program."""
+    (folder / 'print.py').write_text(PRINT)
+    (folder / 'directory').mkdir()
+    (folder / 'directory' / '__main__.py').write_text(PRINT)
+    with zipfile.ZipFile(folder / 'archive.zip', 'w') as archive:
+        archive.writestr('__main__.py', PRINT)
+    py_compile.compile(str(folder / 'print.py'), str(folder / 'compiled.pyc'))
+
+
+@pytest.mark.parametrize(
+    'command',
+    [
+        ('print.py',),
+        ('-m', 'print'),
+        ('directory',),
+        ('-m', 'directory'),
+        ('archive.zip',),
+        ('compiled.pyc',),
+        ('-c', PRINT),
+        ('-',),
+    ],
+    ids=lambda command: ' '.join(command)[:12].strip(),
+)
+def test_every_form_of_program(folder, command):
+    make_programs(folder)
+    arguments = (*command, '-c', '--info', 'x')
+    expected = python(folder, *arguments, input=PRINT)
+    result = run(folder, *OPTIONS, *arguments, input=PRINT)
+    line, common_num = result.stdout.splitlines()
+    # Chainer alone may fail to import, after that line.
+    assert line == expected.stdout.splitlines()[0], result.stderr
+    assert line.startswith('__main__ ')
+    assert common_num == '10'
 
 
 def test_switched_off(folder):
@@ -150,9 +210,12 @@ def test_exit_status_is_pythons(folder, ending, as_module):
     result = run(folder, *command)
     assert result.returncode == expected.returncode
     assert result.stdout == expected.stdout
-    if expected.stderr:
-        last = expected.stderr.splitlines()[-1]
-        assert result.stderr.splitlines()[-1] == last
+    # No frame of the runner shows, nor those that Python has of -m.
+    expected, actual = (
+        re.sub('0x[0-9a-f]+', '0x...', each.stderr)
+        for each in (python(folder, 'ending.py'), result)
+    )
+    assert actual == expected
 
 
 @pytest.mark.parametrize(

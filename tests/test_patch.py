@@ -1,9 +1,11 @@
+import importlib
 import multiprocessing
 import threading
 
 from chainer_shared_patch import (
     install,
     is_installed,
+    patch,
     patched,
     uninstall,
 )
@@ -199,10 +201,29 @@ class TestPatched:
             install()
         assert is_installed()
 
-    def test_uninstall_within_lasts(self):
-        with patched():
-            uninstall()
-        assert not is_installed()
+    def test_uninstall_within_waits_for_the_end(self, originals):
+        with patched(common_num=10):
+            with patched():
+                uninstall()
+                assert works()
+            assert is_installed()
+            assert works()
+        assert current() == originals
+
+    def test_error_on_leaving_does_not_hide_the_body_s(
+        self, originals, monkeypatch
+    ):
+        with monkeypatch.context() as m:
+            with pytest.warns(RuntimeWarning, match='LinearFunction.forward'):
+                with pytest.raises(ZeroDivisionError):
+                    with patched():
+                        m.setattr(LinearFunction, 'forward', lambda: None)
+                        raise ZeroDivisionError
+            with pytest.raises(RuntimeError, match='LinearFunction.forward'):
+                with patched():
+                    pass
+        uninstall()
+        assert current() == originals
 
     @pytest.mark.parametrize(
         'arguments',
@@ -223,6 +244,26 @@ class TestPatched:
 
         assert forward().shape == (2, 3)
         assert current() == originals
+
+
+def test_uninstalling_between_check_and_forward(originals):
+    class Uninstall(chainer.FunctionHook):
+        def forward_preprocess(self, function, in_data):
+            uninstall()
+
+    install()
+    with Uninstall():
+        assert works()
+    assert current() == originals
+
+
+def test_reload_keeps_what_was_replaced(originals):
+    install()
+    importlib.reload(patch)
+    assert patch.is_installed()
+    assert works()
+    patch.uninstall()
+    assert current() == originals
 
 
 def run_in_threads(target, arguments):
@@ -257,6 +298,23 @@ class TestThreads:
                     assert (y.array == 2 * common_num).all()
 
         run_in_threads(blocks_of_one_thread, [2, 3, 5, 10])
+        assert current() == originals
+
+    def test_a_block_is_not_disturbed_by_others(self, originals):
+        done = threading.Event()
+
+        def compute(_):
+            for _ in range(300):
+                with patched(common_num=10):
+                    assert works()
+            done.set()
+
+        def toggle(_):
+            while not done.is_set():
+                install()
+                uninstall()
+
+        run_in_threads(lambda target: target(None), [compute, toggle])
         assert current() == originals
 
     def test_installing_while_others_compute(self):
