@@ -197,7 +197,8 @@ def _is_shared(
         return False
     node.shared_algorithm = config.get_shared_algorithm()
     node.common_num = common_num
-    node.__class__ = _shared_class(type(node))
+    cls: Any = type(node)
+    node.__class__ = _shared_class(cls)
     return True
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from typing import Any, Callable
 
-from chainer_shared_patch.functions import Method
 import chainer
 import chainer.links as L
 from chainer.serializers import HDF5Deserializer, NpzDeserializer
+from chainer_shared_patch.functions import Method
 import numpy
 
 

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple, Optional
 import warnings
 
 from chainer_shared_patch import config, functions, links
-from chainer_shared_patch.functions import Method
 import chainer
 from chainer.functions.connection.linear import LinearFunction
 from chainer.links import Linear
+from chainer_shared_patch.functions import Method
 
 
 class _Replacement(NamedTuple):

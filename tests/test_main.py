@@ -6,6 +6,8 @@ import subprocess
 import sys
 import zipfile
 
+import chainer_shared_patch  # noqa: F401
+from chainer_shared_patch.compat import importing
 import pytest
 
 SCRIPT = """
@@ -250,5 +252,11 @@ def test_info(folder):
         'chainer.datasets.mnist: ',
     ):
         assert words in result.stdout
+    (line,) = [each for each in result.stdout.splitlines() if 'cuDNN' in each]
+    has_cupy_14 = any(
+        importing.is_at_least(name, '14')
+        for name in ('cupy', 'cupy-cuda12x', 'cupy-cuda13x')
+    )
+    assert line.endswith('applied' if has_cupy_14 else 'not needed')
     result = run(folder, '--info', CHAINER_SHARED_PATCH='0')
     assert 'Patch: off' in result.stdout

@@ -11,11 +11,10 @@ import importlib
 import sys
 
 from chainer_shared_patch.compat import (
-    cupy_versions,
+    environment,
     importing,
     mnist,
-    numpy_behaviour,
-    numpy_names,
+    numpy_changes,
     pkg_resources,
     protobuf,
     scipy_float16,
@@ -25,12 +24,11 @@ from chainer_shared_patch.compat.importing import Fix
 __all__ = ['FIXES', 'Fix', 'apply']
 
 FIXES: tuple[Fix, ...] = (
-    *numpy_names.FIXES,
-    *numpy_behaviour.FIXES,
+    *environment.FIXES,
+    *numpy_changes.FIXES,
     *pkg_resources.FIXES,
     *protobuf.FIXES,
     *scipy_float16.FIXES,
-    *cupy_versions.FIXES,
     *mnist.FIXES,
 )
 

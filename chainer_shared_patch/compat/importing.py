@@ -1,24 +1,26 @@
 """Mends modules as they are imported.
 
-A :class:`Fix` may give one module something else than what it imports, and
-may change the module once it is there. Both happen in that module alone: no
-name is lent to NumPy and nothing is put into ``sys.modules``, where other
-packages would find it.
+A :class:`Fix` may lend a module what it needs while it is imported, run
+something else in place of its code, and change it once it is there. NumPy's
+namespace and ``sys.modules`` are afterwards what they were before.
 """
 
 from __future__ import annotations
 
-import builtins
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
+import copy
+from dataclasses import dataclass
+import functools
 from importlib import metadata
 import importlib.abc
 import importlib.machinery
 import importlib.util
-import re
 import sys
 import types
 from typing import Any, Optional
+
+from packaging.version import Version
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,7 @@ class Fix:
         broken (str): What is broken.
         since (str): What broke it.
         is_needed (callable): Tells whether it is broken here.
-        imports (dict): What the module gets instead of the modules that it
-            imports by these names.
+        lend (callable): Makes the context in which the module is imported.
         execute (callable): Called with the module instead of its code.
         mend (callable): Called with the module once it is imported.
 
@@ -41,13 +42,28 @@ class Fix:
     broken: str
     since: str
     is_needed: Callable[[], bool]
-    imports: Mapping[str, types.ModuleType] = field(default_factory=dict)
+    lend: Callable[[], Any] = contextlib.nullcontext
     execute: Optional[Callable[[Any], None]] = None
     mend: Optional[Callable[[Any], None]] = None
 
     def is_applied(self) -> bool:
         """Returns whether the module has been imported and mended."""
         return self in _applied
+
+
+@contextlib.contextmanager
+def lent(namespace: dict[str, Any], name: str, value: Any) -> Iterator[None]:
+    """Gives a name in a namespace a value for a while."""
+    missing = object()
+    before = namespace.get(name, missing)
+    namespace[name] = value
+    try:
+        yield
+    finally:
+        if before is missing:
+            del namespace[name]
+        else:
+            namespace[name] = before
 
 
 def is_missing(name: str) -> bool:
@@ -57,14 +73,13 @@ def is_missing(name: str) -> bool:
     return importlib.util.find_spec(name) is None
 
 
-def has(distribution: str, version: tuple[int, ...]) -> bool:
+def is_at_least(distribution: str, version: str) -> bool:
     """Returns whether a distribution is installed, this version or later."""
     try:
         installed = metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return False
-    numbers = re.findall(r'\d+', installed)[: len(version)]
-    return tuple(map(int, numbers)) >= version
+    return Version(installed) >= Version(version)
 
 
 _fixes: dict[str, list[Fix]] = {}
@@ -77,16 +92,12 @@ def register(fixes: Iterable[Fix]) -> None:
         if fix not in _fixes.setdefault(fix.module, []):
             _fixes[fix.module].append(fix)
             if fix.module in sys.modules:
-                _apply(fix, sys.modules[fix.module])
+                _mend(fix, sys.modules[fix.module])
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
-def _apply(fix: Fix, module: types.ModuleType) -> None:
-    for name, value in list(vars(module).items()):
-        if isinstance(value, types.ModuleType):
-            substitute = fix.imports.get(value.__name__, value)
-            setattr(module, name, substitute)
+def _mend(fix: Fix, module: types.ModuleType) -> None:
     if fix.mend is not None:
         fix.mend(module)
     _applied.append(fix)
@@ -106,54 +117,24 @@ class _Finder(importlib.abc.MetaPathFinder):
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         # Zip files have loaders of another kind up to Python 3.9.
         if spec is not None and hasattr(spec.loader, 'exec_module'):
-            spec.loader = _Loader(spec.loader, _fixes[fullname])
+            # A copy, because all modules of a zip file have one loader.
+            loader: Any = copy.copy(spec.loader)
+            loader.exec_module = functools.partial(
+                _execute, loader.exec_module, _fixes[fullname]
+            )
+            spec.loader = loader
         return spec
 
 
-class _Loader(importlib.abc.Loader):
-    """Executes a module with its fixes, and leaves it its own loader."""
-
-    def __init__(self, loader: Any, fixes: Sequence[Fix]) -> None:
-        self.loader = loader
-        self.fixes = fixes
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
-
-    def create_module(
-        self, spec: importlib.machinery.ModuleSpec
-    ) -> Optional[types.ModuleType]:
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        module.__loader__ = self.loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self.loader
-        substitutes = {
-            name: substitute
-            for fix in self.fixes
-            for name, substitute in fix.imports.items()
-        }
-        if substitutes:
-            # The import statements of a module call its own __import__.
-            vars(module)['__builtins__'] = {
-                **vars(builtins),
-                '__import__': _make_import(substitutes),
-            }
-        execute = self.loader.exec_module
-        for fix in self.fixes:
+def _execute(
+    execute: Callable[[Any], None],
+    fixes: Sequence[Fix],
+    module: types.ModuleType,
+) -> None:
+    with contextlib.ExitStack() as stack:
+        for fix in fixes:
+            stack.enter_context(fix.lend())
             execute = fix.execute or execute
         execute(module)
-        for fix in self.fixes:
-            _apply(fix, module)
-
-
-def _make_import(
-    substitutes: Mapping[str, types.ModuleType],
-) -> Callable[..., types.ModuleType]:
-    def import_(name: str, *args: Any, **kwargs: Any) -> types.ModuleType:
-        if name in substitutes:
-            return substitutes[name]
-        return builtins.__import__(name, *args, **kwargs)
-
-    return import_
+    for fix in fixes:
+        _mend(fix, module)

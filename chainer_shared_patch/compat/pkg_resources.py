@@ -1,94 +1,59 @@
-"""``pkg_resources``, which setuptools 82 no longer has."""
+"""What Chainer's tests use of ``pkg_resources``, gone since setuptools 82."""
 
 from __future__ import annotations
 
 from importlib import metadata
-import re
-import types
+import sys
 
 from chainer_shared_patch.compat.importing import (
     Fix,
-    has,
+    is_at_least,
     is_missing,
+    lent,
 )
+from packaging.requirements import Requirement
 
 
 class ResolutionError(Exception):
     """A requirement is not met."""
 
 
-class DistributionNotFound(ResolutionError):
-    """A requirement is not installed."""
-
-
-class VersionConflict(ResolutionError):
-    """A requirement is installed in another version."""
-
-
-def get_distribution(name: str) -> metadata.Distribution:
-    """Returns an installed distribution."""
-    try:
-        return metadata.distribution(name)
-    except metadata.PackageNotFoundError as error:
-        raise DistributionNotFound(name) from error
-
-
-def require(*requirements: str) -> None:
-    """Checks that distributions are installed.
-
-    Args:
-        requirements (tuple of str): Requirements such as ``'cupy>=13'``. All
-            but mere names take the package ``packaging``, which pytest has.
-
-    Raises:
-        DistributionNotFound: If one is not installed.
-        VersionConflict: If one is installed in another version.
-
-    """
-    for requirement in requirements:
-        if re.fullmatch(r'[\w.-]+', requirement):
-            get_distribution(requirement)
-            continue
-        from packaging.requirements import Requirement
-
-        parsed = Requirement(requirement)
-        if parsed.marker is None or parsed.marker.evaluate():
-            version = get_distribution(parsed.name).version
-            if not parsed.specifier.contains(version, prereleases=True):
-                raise VersionConflict(
-                    '{} {} is not {}'.format(parsed.name, version, requirement)
-                )
-
-
 class WorkingSet:
     """The distributions that are installed."""
 
-    require = staticmethod(require)
+    def require(self, *requirements: str) -> None:
+        """Checks that requirements such as ``'cupy>=13'`` are met.
+
+        Raises:
+            ResolutionError: If one is not.
+
+        """
+        for requirement in map(Requirement, requirements):
+            if requirement.marker and not requirement.marker.evaluate():
+                continue
+            try:
+                version = metadata.version(requirement.name)
+            except metadata.PackageNotFoundError as error:
+                raise ResolutionError(str(requirement)) from error
+            if not requirement.specifier.contains(version, prereleases=True):
+                raise ResolutionError(
+                    '{} {} is not {}'.format(
+                        requirement.name, version, requirement
+                    )
+                )
 
 
-_substitute = types.ModuleType('pkg_resources')
-vars(_substitute).update(
-    DistributionNotFound=DistributionNotFound,
-    ResolutionError=ResolutionError,
-    VersionConflict=VersionConflict,
-    WorkingSet=WorkingSet,
-    get_distribution=get_distribution,
-    require=require,
-)
+def _is_needed() -> bool:
+    return is_missing('pkg_resources') or is_at_least('setuptools', '80.9')
+
 
 FIXES = tuple(
     Fix(
         module=module,
         broken='pkg_resources warns of its removal, and is gone since 82',
         since='setuptools 80.9',
-        is_needed=lambda: (
-            is_missing('pkg_resources') or has('setuptools', (80, 9))
-        ),
-        imports={'pkg_resources': _substitute},
+        is_needed=_is_needed,
+        lend=lambda: lent(sys.modules, 'pkg_resources', sys.modules[__name__]),
     )
-    for module in (
-        'chainer._environment_check',
-        'chainer.testing.helper',
-        'chainer.testing.doctest_helper',
-    )
+    for module in ('chainer.testing.helper', 'chainer.testing.doctest_helper')
 )

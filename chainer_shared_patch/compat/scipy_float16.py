@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from chainer_shared_patch.compat.importing import Fix, has
+from chainer_shared_patch.compat.importing import Fix, is_at_least
 import numpy
 
 
@@ -31,7 +31,7 @@ FIXES = (
         module='chainer.functions.math.sparse_matmul',
         broken='sparse matrices of float16 are refused',
         since='SciPy 1.15',
-        is_needed=lambda: has('scipy', (1, 15)),
+        is_needed=lambda: is_at_least('scipy', '1.15'),
         mend=_mend_sparse_matmul,
     ),
 )

@@ -1,5 +1,3 @@
-from importlib import metadata
-
 import chainer_shared_patch  # noqa: F401
 from chainer_shared_patch.compat import pkg_resources
 import pytest
@@ -16,23 +14,10 @@ import pytest
     ],
 )
 def test_met(requirement):
-    pkg_resources.require(requirement)
     pkg_resources.WorkingSet().require('numpy', requirement)
 
 
-def test_not_installed():
-    with pytest.raises(pkg_resources.DistributionNotFound):
-        pkg_resources.require('numpy', 'no-such-distribution>=1')
-
-
-def test_other_version():
-    with pytest.raises(pkg_resources.VersionConflict, match='numpy'):
-        pkg_resources.require('numpy<1.0')
-    assert issubclass(
-        pkg_resources.VersionConflict, pkg_resources.ResolutionError
-    )
-
-
-def test_get_distribution():
-    version = pkg_resources.get_distribution('numpy').version
-    assert version == metadata.version('numpy')
+@pytest.mark.parametrize('requirement', ['no-such-distribution', 'numpy<1.0'])
+def test_not_met(requirement):
+    with pytest.raises(pkg_resources.ResolutionError, match=requirement):
+        pkg_resources.WorkingSet().require('numpy', requirement)

@@ -1,0 +1,38 @@
+"""What Chainer checks of its environment, and what it advises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chainer_shared_patch.compat.importing import Fix, is_at_least
+
+
+def _check_nothing(environment_check: Any) -> None:
+    environment_check.check = lambda: None
+
+
+def _expect_no_cudnn(cuda: Any) -> None:
+    cuda.check_cuda_available._already_warned = True
+
+
+FIXES = (
+    # All that is left of the check today is a warning of two installations of
+    # CuPy, which CuPy itself gives.
+    Fix(
+        module='chainer._environment_check',
+        broken='imports numpy.distutils and pkg_resources, wants CuPy 7',
+        since='CuPy 8, Python 3.12, setuptools 74, 82',
+        is_needed=lambda: True,
+        execute=_check_nothing,
+    ),
+    Fix(
+        module='chainer.backends.cuda',
+        broken='advises to install cuDNN, which CuPy no longer uses',
+        since='CuPy 14',
+        is_needed=lambda: any(
+            is_at_least(name, '14')
+            for name in ('cupy', 'cupy-cuda12x', 'cupy-cuda13x')
+        ),
+        mend=_expect_no_cudnn,
+    ),
+)

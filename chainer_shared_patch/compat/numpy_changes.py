@@ -1,0 +1,125 @@
+"""What NumPy has removed, refuses, returns otherwise and names anew."""
+
+from __future__ import annotations
+
+import functools
+import types
+from typing import Any
+
+from chainer_shared_patch.compat.importing import Fix, is_at_least, lent
+import numpy
+
+
+class NumPyWith(types.ModuleType):
+    """NumPy and the names given.
+
+    For code that does not ask whether an array module ``is numpy``.
+
+    .. admonition:: Example
+
+        >>> from chainer_shared_patch.compat.numpy_changes import NumPyWith
+        >>> numpy = NumPyWith(float=float)
+        >>> numpy.zeros(2, numpy.float)
+        array([0., 0.])
+
+    """
+
+    def __init__(self, **names: Any) -> None:
+        super().__init__('numpy', numpy.__doc__)
+        vars(self).update(names)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(numpy, name)
+
+
+_SCTYPES = {
+    'int': [numpy.int8, numpy.int16, numpy.int32, numpy.int64],
+    'float': [numpy.float16, numpy.float32, numpy.float64, numpy.longdouble],
+}
+
+
+def _mend_as_strided(module: Any) -> None:
+    module.np = NumPyWith(sctypes=_SCTYPES)
+
+
+def _mend_resize_images(module: Any) -> None:
+    # The other functions of the module ask `xp is numpy`.
+    function = module.compute_indices_and_weights
+    module.compute_indices_and_weights = types.FunctionType(
+        function.__code__, {'numpy': NumPyWith(float=float)}
+    )
+
+
+def _mend_pad_sequence(module: Any) -> None:
+    forward = module.PadSequence.forward
+
+    @functools.wraps(forward)
+    def forward_casting(self: Any, xs: tuple) -> tuple:
+        # As NumPy 1 did with an integer outside the range of the dtype.
+        self.padding = numpy.array(self.padding).astype(xs[0].dtype)[()]
+        return forward(self, xs)
+
+    module.PadSequence.forward = forward_casting
+
+
+def _list_meshgrid(*args: Any, **kwargs: Any) -> list:
+    return list(numpy.meshgrid(*args, **kwargs))
+
+
+def _mend_categorical(module: Any) -> None:
+    module.numpy = NumPyWith(meshgrid=_list_meshgrid)
+
+
+def _mend_variable(module: Any) -> None:
+    debug_print = module.Variable.debug_print
+
+    @functools.wraps(debug_print)
+    def debug_print_mended(self: Any) -> str:
+        # A NumPy array has a device, 'cpu', which Chainer takes for CuPy's.
+        return debug_print(self).replace('\n- device: cpu', '\n- device: CPU')
+
+    module.Variable.debug_print = debug_print_mended
+
+
+def _is_numpy_2() -> bool:
+    return is_at_least('numpy', '2')
+
+
+FIXES = (
+    Fix(
+        module='chainer.functions.array.as_strided',
+        broken='numpy.sctypes is gone',
+        since='NumPy 2.0',
+        is_needed=_is_numpy_2,
+        lend=lambda: lent(vars(numpy), 'sctypes', _SCTYPES),
+        mend=_mend_as_strided,
+    ),
+    Fix(
+        module='chainer.functions.array.resize_images',
+        broken='numpy.float is gone',
+        since='NumPy 1.24',
+        is_needed=lambda: is_at_least('numpy', '1.24'),
+        mend=_mend_resize_images,
+    ),
+    Fix(
+        module='chainer.functions.array.pad_sequence',
+        broken='padding that the dtype cannot hold is an OverflowError',
+        since='NumPy 2.0',
+        is_needed=_is_numpy_2,
+        mend=_mend_pad_sequence,
+    ),
+    Fix(
+        module='chainer.distributions.categorical',
+        broken='numpy.meshgrid returns a tuple, which log_prob adds to a list',
+        since='NumPy 2.0',
+        is_needed=_is_numpy_2,
+        mend=_mend_categorical,
+    ),
+    Fix(
+        module='chainer.variable',
+        broken='arrays have a device, which debug_print shows as a GPU',
+        since='NumPy 2.0',
+        is_needed=_is_numpy_2,
+        mend=_mend_variable,
+    ),
+)
