@@ -52,7 +52,7 @@ test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest --numprocesses auto $(ARGS)
 
 benchmark: $(VENV)/installed-benchmark
-	$(VENV)/bin/python scripts/benchmark.py --dataset '$(DATASET)' $(ARGS)
+	$(VENV)/bin/python scripts/benchmark --dataset '$(DATASET)' $(ARGS)
 
 test-gpu: $(VENV)/installed-test,$(CUDA)
 	$(VENV)/bin/python -m pytest -rs tests/gpu $(ARGS)

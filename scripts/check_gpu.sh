@@ -61,7 +61,7 @@ main() {
     fi
     run "$python" scripts/train_mnist.py --device "$device" --epoch 5 \
         --dataset sample --out "$work/train"
-    run "$python" scripts/benchmark.py --device "$device" \
+    run "$python" scripts/benchmark --device "$device" \
         --dataset sample --out "$work/benchmark"
     echo
     if [ ${#failed[@]} -eq 0 ]; then

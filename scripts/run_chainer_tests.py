@@ -7,11 +7,13 @@
     $ python scripts/run_chainer_tests.py chainer
 
 Needs pytest, mock and SciPy. Sums up failures and skips by their cause, and
-exits with 1 if a test fails that docs/compatibility.md does not list.
+exits with status 1 if a test fails that chainer_test_failures.csv does not
+list, or fails more often than listed there.
 """
 
 import argparse
 import collections
+import csv
 import os
 from pathlib import Path
 import platform
@@ -25,7 +27,7 @@ import numpy
 import pytest
 import scipy
 
-COMPATIBILITY = Path(__file__).parents[1] / 'docs' / 'compatibility.md'
+LIST = Path(__file__).with_name('chainer_test_failures.csv')
 MARKERS = (
     'not gpu and not multi_gpu and not cudnn and not ideep and not chainerx '
     'and not slow'
@@ -43,7 +45,7 @@ def generalize(nodeid):
 
 
 def shorten(message):
-    """Returns the line of a message that says what went wrong."""
+    """Returns the line of a message that tells what went wrong."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     # chainer.testing wraps the message of a test with parameters.
     for number, line in enumerate(lines):
@@ -56,7 +58,7 @@ def shorten(message):
 
 
 def skip_reason(report):
-    """Returns why a test was skipped, or failed as it was expected to."""
+    """Returns why a test was skipped, or was expected to fail."""
     if isinstance(report.longrepr, tuple):
         return report.longrepr[2]
     return 'expected to fail ' + getattr(report, 'wasxfail', '')
@@ -95,24 +97,21 @@ class Recorder:
         self.failures.append((generalize(report.nodeid), cause))
 
 
-def listed_tests():
-    """Returns how often each test that docs/compatibility.md lists fails."""
-    rows = re.findall(
-        r'^\| `([\w/]+\.py(?:::[\w:]+)?)` \| (\d+) \|',
-        COMPATIBILITY.read_text(encoding='utf-8'),
-        re.MULTILINE,
-    )
-    return {test: int(number) for test, number in rows}
+def read_list():
+    """Returns how many times each listed test fails."""
+    with LIST.open(encoding='utf-8', newline='') as file:
+        rows = csv.DictReader(file)
+        return {row['test']: int(row['failures']) for row in rows}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('checkout', type=Path, help="Chainer's repository")
+    parser.add_argument('checkout', type=Path, help='a clone of Chainer')
     parser.add_argument('--common-num', type=int, default=10)
     parser.add_argument(
         'pytest_args',
         nargs=argparse.REMAINDER,
-        help='paths in the checkout and options of pytest',
+        help='paths in the clone, and options of pytest',
     )
     args = parser.parse_args()
     tests = args.checkout / 'tests' / 'chainer_tests'
@@ -122,10 +121,10 @@ def main():
     chainer_shared_patch.install()
     chainer.global_config.common_num = args.common_num
     os.environ['CHAINER_COMMON_NUM'] = str(args.common_num)
-    listed = listed_tests()
+    listed = read_list()
     os.chdir(args.checkout)
     recorder = Recorder()
-    # Without Chainer's setup.cfg, whose filters make warnings of today's
+    # Without Chainer's setup.cfg, whose filters turn the warnings of today's
     # Python into failures.
     status = pytest.main(
         [
@@ -173,7 +172,7 @@ def main():
         )
     )
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        sys.exit('the run did not come to its end: {!r}'.format(status))
+        sys.exit('pytest did not finish: {!r}'.format(status))
     sys.exit(1 if unlisted else 0)
 
 

@@ -1,8 +1,8 @@
-"""What the benchmark compares, and how it measures that.
+"""What the benchmark compares, and how a contender is measured.
 
 Each library's contenders live in a process of their own, as the threads of
-two BLAS in one process disturb each other. The functions at the end are what
-is called in such a process.
+two BLAS in one process slow each other down. The functions here run in such
+a process.
 """
 
 import contextlib
@@ -38,34 +38,6 @@ TRAININGS = {
 }
 
 
-class Row(NamedTuple):
-    """A layer and the size of its batch."""
-
-    name: str
-    batch_size: int
-    in_size: int
-    out_size: int
-    common_num: int
-    link: str = 'Linear'
-    dtype: str = 'float32'
-
-    @property
-    def k(self):
-        """Columns of a block."""
-        return self.in_size // self.common_num
-
-    @property
-    def products(self):
-        """Shapes (B, K, N) of the matrix products of its forward pass."""
-        if self.link == 'Linear':
-            return [(self.batch_size, self.k, self.out_size)]
-        units = 4 * self.out_size
-        return [
-            (self.batch_size, self.k, units),
-            (self.batch_size, self.out_size, units),
-        ]
-
-
 class Contender(NamedTuple):
     """Forward and backward of a row; backward is given forward's result."""
 
@@ -75,9 +47,15 @@ class Contender(NamedTuple):
     context: Callable[[], Any] = contextlib.nullcontext
 
 
-def make_array(*shape, dtype='float32'):
+def make_array(shape, dtype):
     random = numpy.random.default_rng(0)
     return (random.random(shape, 'f') - 0.5).astype(dtype)
+
+
+def make_activations(row):
+    """Returns arrays of the shapes of x and y."""
+    sizes = (row.in_size, row.out_size)
+    return tuple(make_array((row.batch_size, n), row.dtype) for n in sizes)
 
 
 _library: Any = None
@@ -87,36 +65,38 @@ _contenders: dict = {}
 def start(library, device):
     """Makes this process that of a library."""
     global _library
-    # Ctrl-C is for the process that waits for this one.
+    # The parent process handles Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _library = importlib.import_module('benchmark_' + library).Library(device)
+    module = importlib.import_module(library + '_contenders')
+    _library = module.Library(device)
 
 
 def prepare(names, row):
-    """Makes the contenders of a row in the place of those before.
+    """Makes the contenders of a row, in place of the previous row's.
 
     Returns:
-        dict: By name, the seconds of a call, or why it does not work here.
+        tuple: The seconds that one call takes, and for those that do not work
+        here the reason; both are dicts by name.
 
     """
     _contenders.clear()
-    results = {}
+    seconds, absent = {}, {}
     for name in names:
         _contenders[name] = _library.make(name, row)
         try:
-            *_, results[name] = time_calls(name, 1)
+            *_, seconds[name] = time_calls(name, 1)
         except Exception as error:
             if name != 'torch-compile':
                 raise
-            results[name] = str(error).strip().split('\n')[0]
-    return results
+            absent[name] = str(error).strip().split('\n')[0]
+    return seconds, absent
 
 
 def time_calls(name, number):
     """Returns the seconds of forward, of backward and of both.
 
-    They are medians of calls, after some that get what the contender before
-    has left out of caches and of the allocator.
+    They are medians over calls. A few calls before these restore what the
+    previous contender has displaced in the caches and in the allocator.
     """
     contender = _contenders[name]
     synchronize = _library.synchronize
@@ -138,10 +118,10 @@ def time_calls(name, number):
 
 
 def measure_memory(name):
-    """Returns the bytes that a contender takes beyond those it has.
+    """Returns the bytes that a contender allocates in one call.
 
-    The peaks of forward and of backward, and what forward keeps for backward
-    in addition to its result.
+    They are the peak of forward, what forward keeps for backward in addition
+    to its result, and the peak of backward.
     """
     contender = _contenders[name]
     with contender.context():

@@ -1,4 +1,4 @@
-"""The contenders that are computed by PyTorch."""
+"""The contenders that PyTorch computes."""
 
 import json
 import os
@@ -6,14 +6,15 @@ import tempfile
 import time
 
 import chainer_shared_patch  # noqa: F401
-from benchmark_contenders import Contender, Row, make_array
 import chainer
+from contenders import Contender, make_activations
+from sizes import ARTICLE
 import torch
 import train_mnist
 
 
 class SharedModule(torch.nn.Module):
-    """A module of PyTorch that is given the sum of its input's blocks."""
+    """Applies a module to the sum of its input's blocks."""
 
     def __init__(self, common_num, module):
         super().__init__()
@@ -26,10 +27,10 @@ class SharedModule(torch.nn.Module):
 
 
 class Library:
-    """Makes the contenders, measures their memory, trains."""
+    """Makes contenders, measures their memory, and trains."""
 
     def __init__(self, device):
-        # Its profiler and its compiler talk; errors come as exceptions.
+        # The profiler and the compiler print; errors come as exceptions.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         name, _, index = device.partition(':')
         self.device = torch.device(
@@ -41,12 +42,9 @@ class Library:
         if name == 'torch-compile':
             torch.compiler.reset()
             module = torch.compile(module, dynamic=False)
-        dtype = getattr(torch, row.dtype)
         x, gy = (
-            torch.tensor(make_array(row.batch_size, size)).to(
-                self.device, dtype
-            )
-            for size in (row.in_size, row.out_size)
+            torch.tensor(array, device=self.device)
+            for array in make_activations(row)
         )
         state = ()
         if row.link == 'StatelessLSTM':
@@ -54,9 +52,7 @@ class Library:
         x.requires_grad_()
 
         def forward():
-            if state:
-                return module(x, state)[0]
-            return module(x)
+            return module(x, state)[0] if state else module(x)
 
         def backward(output):
             output.backward(gy)
@@ -70,10 +66,7 @@ class Library:
 
     def _make_module(self, row, dense):
         columns = row.in_size if dense else row.k
-        options = {
-            'device': self.device,
-            'dtype': getattr(torch, row.dtype),
-        }
+        options = {'device': self.device, 'dtype': getattr(torch, row.dtype)}
         if row.link == 'Linear':
             module = torch.nn.Linear(
                 columns, row.out_size, bias=False, **options
@@ -87,7 +80,7 @@ class Library:
             torch.cuda.synchronize(self.device)
 
     def measure_memory(self, function):
-        """Calls a function; also returns the bytes it left and its peak."""
+        """Returns the result of a call, the bytes it left and its peak."""
         if self.device.type == 'cuda':
             before = torch.cuda.memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -110,14 +103,13 @@ class Library:
         return result, left, peak
 
     def train(self, name, dataset, epochs):
-        """Does what train_mnist.py does; returns the seconds of each epoch."""
-        row = Row('', 100, 1000, 900, 10)
+        """Trains as train_mnist.py does; returns the seconds of each epoch."""
         network = torch.nn.Sequential(
-            torch.nn.Linear(784, row.in_size, device=self.device),
+            torch.nn.Linear(784, ARTICLE.in_size, device=self.device),
             torch.nn.ReLU(),
-            self._make_module(row, dense='dense' in name),
+            self._make_module(ARTICLE, dense='dense' in name),
             torch.nn.ReLU(),
-            torch.nn.Linear(row.out_size, 10, device=self.device),
+            torch.nn.Linear(ARTICLE.out_size, 10, device=self.device),
         )
         optimizer = torch.optim.Adam(
             network.parameters(), fused='fused' in name
@@ -139,7 +131,7 @@ class Library:
         for _ in range(epochs):
             start = time.perf_counter()
             report = []
-            for indexes in torch.randperm(len(x)).split(row.batch_size):
+            for indexes in torch.randperm(len(x)).split(ARTICLE.batch_size):
                 loss, accuracy = evaluate(x[indexes], t[indexes])
                 optimizer.zero_grad()
                 loss.backward()
@@ -147,7 +139,8 @@ class Library:
                 report.append((loss.item(), accuracy.item()))
             with torch.no_grad():
                 for batch in zip(
-                    test_x.split(row.batch_size), test_t.split(row.batch_size)
+                    test_x.split(ARTICLE.batch_size),
+                    test_t.split(ARTICLE.batch_size),
                 ):
                     report.append([each.item() for each in evaluate(*batch)])
             seconds.append(time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""The contenders that are computed by Chainer, NumPy and CuPy."""
+"""The contenders that Chainer, NumPy and CuPy compute."""
 
 import contextlib
 import functools
@@ -11,15 +11,15 @@ import tracemalloc
 
 import chainer_shared_patch
 from chainer_shared_patch import blocks, patched
-from benchmark_contenders import Contender, make_array
 import chainer
 import chainer.links as L
+from contenders import Contender, make_activations, make_array
 import numpy
 import train_mnist
 
 
 class Library:
-    """Makes the contenders, measures their memory, trains."""
+    """Makes contenders, measures their memory, and trains."""
 
     def __init__(self, device):
         chainer_shared_patch.uninstall()
@@ -28,38 +28,37 @@ class Library:
         self.xp = self.device.xp
 
     def make(self, name, row):
-        special = {
-            'blocks': self._make_blocks,
-            'copy': self._make_copy,
-            'product': self._make_product,
-        }
-        if name in special:
-            return special[name](row)
-        contexts = {
-            'sum': functools.partial(patched, row.common_num, 'sum'),
-            'tile': functools.partial(patched, row.common_num, 'tile'),
-            'dense': contextlib.nullcontext,
-            'dense-patched': functools.partial(patched, 1),
-            'narrow': contextlib.nullcontext,
-        }
+        if name == 'product':
+            return self._make_product(row)
         if name == 'narrow':
             row = row._replace(in_size=row.k)
-        columns = row.k if name in ('sum', 'tile') else row.in_size
-        return self._make_link(row, columns, contexts[name])
+        x, y = self.device.send(make_activations(row))
+        if name == 'copy':
+            return Contender(x.copy, lambda _: self.xp.full_like(x, 1))
+        if name == 'blocks':
+            summed_x = blocks.sum_blocks(x, row.common_num).astype(row.dtype)
+            return Contender(
+                lambda: blocks.sum_blocks(x, row.common_num),
+                lambda _: blocks.tile_blocks(summed_x, row.common_num),
+            )
+        if name in ('sum', 'tile'):
+            context = functools.partial(patched, row.common_num, name)
+            return self._make_link(row, row.k, x, y, context)
+        if name == 'dense-patched':
+            context = functools.partial(patched, 1)
+            return self._make_link(row, row.in_size, x, y, context)
+        return self._make_link(row, row.in_size, x, y, contextlib.nullcontext)
 
-    def _make_link(self, row, columns, context):
-        # Constants, as it would take a while to draw the largest W.
+    def _make_link(self, row, columns, x, y, context):
+        # Constants, because drawing the largest W takes long.
+        if row.link == 'Linear':
+            make, options = L.Linear, {'nobias': True, 'initialW': 0.01}
+        else:
+            make = L.StatelessLSTM
+            options = {'lateral_init': 0.01, 'upward_init': 0.01}
         with chainer.using_config('dtype', numpy.dtype(row.dtype)):
-            if row.link == 'Linear':
-                link = L.Linear(
-                    columns, row.out_size, nobias=True, initialW=0.01
-                )
-            else:
-                link = L.StatelessLSTM(
-                    columns, row.out_size, lateral_init=0.01, upward_init=0.01
-                )
+            link = make(columns, row.out_size, **options)
         link.to_device(self.device)
-        x, y = self._make_activations(row)
         inputs = [chainer.Variable(x)]
         if row.link == 'StatelessLSTM':
             inputs = [chainer.Variable(y), chainer.Variable(y), *inputs]
@@ -79,30 +78,17 @@ class Library:
 
         return Contender(forward, backward, reset, context)
 
-    def _make_activations(self, row):
-        x = make_array(row.batch_size, row.in_size, dtype=row.dtype)
-        y = make_array(row.batch_size, row.out_size, dtype=row.dtype)
-        return self.device.send((x, y))
-
-    def _make_blocks(self, row):
-        x, _ = self._make_activations(row)
-        summed_x = blocks.sum_blocks(x, row.common_num).astype(row.dtype)
-        return Contender(
-            lambda: blocks.sum_blocks(x, row.common_num),
-            lambda _: blocks.tile_blocks(summed_x, row.common_num),
-        )
-
-    def _make_copy(self, row):
-        x, _ = self._make_activations(row)
-        return Contender(x.copy, lambda _: self.xp.full_like(x, 1))
-
     def _make_product(self, row):
+        B, K, N = row.batch_size, row.k, row.out_size
+        sizes = [(B, K, N)]
+        if row.link == 'StatelessLSTM':
+            sizes = [(B, K, 4 * N), (B, N, 4 * N)]
         operands = [
             [
-                self.device.send(make_array(*shape, dtype=row.dtype))
+                self.device.send(make_array(shape, row.dtype))
                 for shape in ((B, K), (N, K), (B, N))
             ]
-            for B, K, N in row.products
+            for B, K, N in sizes
         ]
         results = [[self.xp.empty_like(a) for a in each] for each in operands]
 
@@ -122,7 +108,7 @@ class Library:
             self.xp.cuda.Stream.null.synchronize()
 
     def measure_memory(self, function):
-        """Calls a function; also returns the bytes it left and its peak."""
+        """Returns the result of a call, the bytes it left and its peak."""
         if self.xp is numpy:
             tracemalloc.start()
             result = function()
@@ -144,21 +130,19 @@ class Library:
 
     def train(self, name, dataset, epochs):
         """Runs train_mnist.py; returns the seconds of each epoch."""
-        patch = '0' if name == 'dense' else '1'
+        environment = {
+            **os.environ,
+            'CHAINER_DTYPE': 'float32',
+            'CHAINER_SHARED_ALGORITHM': 'sum',
+            'CHAINER_SHARED_PATCH': '0' if name == 'dense' else '1',
+        }
+        command = [sys.executable, train_mnist.__file__, '--common-num', '10']
+        command += ['--epoch', str(epochs), '--dataset', dataset]
+        command += ['--device', self.device.name]
         with tempfile.TemporaryDirectory() as out:
             subprocess.run(
-                [
-                    *(sys.executable, train_mnist.__file__),
-                    *('--epoch', str(epochs), '--dataset', dataset),
-                    *('--device', self.device.name, '--common-num', '10'),
-                    *('--out', out),
-                ],
-                env={
-                    **os.environ,
-                    'CHAINER_DTYPE': 'float32',
-                    'CHAINER_SHARED_ALGORITHM': 'sum',
-                    'CHAINER_SHARED_PATCH': patch,
-                },
+                [*command, '--out', out],
+                env=environment,
                 check=True,
                 stdout=subprocess.DEVNULL,
             )

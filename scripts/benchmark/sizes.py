@@ -1,0 +1,41 @@
+"""The layers and batches that the benchmark measures."""
+
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """A layer and the size of its batch."""
+
+    name: str
+    batch_size: int
+    in_size: int
+    out_size: int
+    common_num: int
+    link: str = 'Linear'
+    dtype: str = 'float32'
+
+    @property
+    def k(self):
+        """Columns of a block."""
+        return self.in_size // self.common_num
+
+
+ARTICLE = Row('article', 100, 1000, 900, 10)
+SIZES = [
+    ARTICLE,
+    ARTICLE._replace(batch_size=1),
+    Row('fc6', 32, 25088, 4096, 7),
+    *(
+        Row('fc7', batch_size, 4096, 4096, n)
+        for batch_size in (128, 1024)
+        for n in (2, 8, 64)
+    ),
+    Row('LSTM step', 64, 4096, 1024, 8, 'StatelessLSTM'),
+]
+GPU_SIZES = [Row('large', 8192, 8192, 8192, 8)]
+QUICK_SIZES = [ARTICLE, Row('fc7', 128, 4096, 4096, 8)]
+# What the sweeps over n and over the batch size need in addition.
+SWEEPS = [
+    *(Row('fc7', 128, 4096, 4096, n) for n in (4, 16, 32, 128)),
+    *(Row('fc7', batch_size, 4096, 4096, 8) for batch_size in (1, 8, 32, 512)),
+]
