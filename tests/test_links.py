@@ -227,7 +227,7 @@ def test_lstm_of_decreasing_batch_sizes(random, algorithm):
     uninstall()
     with Tiling():
         expected = gradients()
-    assert_same_steps([actual], [expected])
+    assert_same(actual, expected)
 
 
 def test_tree_lstm_without_x(random, algorithm):
@@ -441,13 +441,14 @@ class TestCopies:
                 chain = layer.repeat(3, mode)
             if mode == 'init':
                 fill(chain)
-            chain.append(F.tanh)
+            for i in (1, 3, 5):
+                chain.insert(i, F.tanh)
             return chain
 
         with chainer.using_config('common_num', N):
             chain = make(L.Linear)
-            weights = {id(layer.W) for layer in chain[:3]}
-            arrays = {id(layer.W.array) for layer in chain[:3]}
+            weights = {id(layer.W) for layer in chain[::2]}
+            arrays = {id(layer.W.array) for layer in chain[::2]}
             actual = iterate(chain, *data)
         assert len(weights) == 3
         assert len(arrays) == (1 if mode == 'share' else 3)
