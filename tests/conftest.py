@@ -10,6 +10,14 @@ settings.register_profile('tests', deadline=None, derandomize=True)
 settings.load_profile('tests')
 
 
+def pytest_configure(config):
+    config.addinivalue_line(
+        'markers',
+        'arithmetic: depends on how the BLAS adds, which OPENBLAS_CORETYPE '
+        'can change',
+    )
+
+
 @pytest.fixture(autouse=True)
 def fresh_state():
     """Every test starts with the patch installed and the defaults set."""

@@ -12,11 +12,21 @@ from chainer.utils.type_check import InvalidType
 import numpy
 import pytest
 
-from tests.test_functions import iterate
-from tests.test_modes import TiledLinear, assert_same_steps, fill, params_of
+from tests.helpers import (
+    K,
+    N,
+    TiledLinear,
+    assert_same,
+    assert_same_steps,
+    fill,
+    iterate,
+    make_batches,
+    params_of,
+    tile,
+)
 
-N = 3
-K = 2
+pytestmark = pytest.mark.arithmetic
+
 OUT = 4
 BATCH = 5
 TIME = 3
@@ -50,10 +60,6 @@ class Tiling(chainer.LinkHook):
             args.link.ws = self.ws
         elif isinstance(args.link, L.Linear):
             args.link.W = self.W
-
-
-def tile(W):
-    return F.concat([W] * N, axis=1)
 
 
 class Unrolled(chainer.Chain):
@@ -159,48 +165,46 @@ def width(name):
     return N * (K + OUT) - OUT if 'MGU' in name else N * K
 
 
-def make_batches(random, columns, steps=4):
-    batches = [random.randn(BATCH, TIME * columns) for _ in range(steps)]
-    return batches, random.randn(steps, 1, 1)
+def assert_identical_steps(actual, expected):
+    for actual_step, expected_step in zip(actual, expected):
+        for a, e in zip(actual_step, expected_step):
+            numpy.testing.assert_array_equal(a, e)
 
 
 @pytest.mark.parametrize('name', LINKS)
 class TestLinksOfFullyConnectedLayers:
     def test_training(self, random, algorithm, name):
-        batches, weights = make_batches(random, width(name))
+        data = make_batches(random, columns=TIME * width(name), out_size=1)
         with chainer.using_config('common_num', N):
-            actual = iterate(Unrolled(*LINKS[name]), batches, weights)
+            actual = iterate(Unrolled(*LINKS[name]), *data)
         uninstall()
         with Tiling():
-            expected = iterate(Unrolled(*LINKS[name]), batches, weights)
+            expected = iterate(Unrolled(*LINKS[name]), *data)
         assert_same_steps(actual, expected)
         # A gradient of zero would agree with anything.
         for step in expected:
             assert all(abs(a).max() > 0 for a in step)
 
     def test_without_the_patch(self, random, name):
-        (batch,), _ = make_batches(random, width(name), steps=1)
+        batch = random.randn(BATCH, TIME * width(name))
         uninstall()
         with chainer.using_config('common_num', N):
             with pytest.raises(InvalidType, match='LinearFunction'):
                 Unrolled(*LINKS[name])(batch)
 
     def test_wrong_width(self, random, name):
-        (batch,), _ = make_batches(random, width(name) + 1, steps=1)
+        batch = random.randn(BATCH, TIME * (width(name) + 1))
         message = re.escape('x.shape[1] == {} * W.shape[1]'.format(N))
         with chainer.using_config('common_num', N):
             with pytest.raises(InvalidType, match=message):
                 Unrolled(*LINKS[name])(batch)
 
     def test_of_the_full_width_is_bit_identical(self, random, name):
-        batches, weights = make_batches(random, K)
+        data = make_batches(random, columns=TIME * K, out_size=1)
         with chainer.using_config('common_num', N):
-            actual = iterate(Unrolled(*LINKS[name]), batches, weights)
+            actual = iterate(Unrolled(*LINKS[name]), *data)
         uninstall()
-        expected = iterate(Unrolled(*LINKS[name]), batches, weights)
-        for actual_step, expected_step in zip(actual, expected):
-            for a, e in zip(actual_step, expected_step):
-                numpy.testing.assert_array_equal(a, e)
+        assert_identical_steps(actual, iterate(Unrolled(*LINKS[name]), *data))
 
 
 def test_lstm_of_decreasing_batch_sizes(random, algorithm):
@@ -223,7 +227,7 @@ def test_lstm_of_decreasing_batch_sizes(random, algorithm):
     uninstall()
     with Tiling():
         expected = gradients()
-    assert_same_steps([actual], [expected])
+    assert_same(actual, expected)
 
 
 def test_tree_lstm_without_x(random, algorithm):
@@ -242,9 +246,10 @@ def test_tree_lstm_without_x(random, algorithm):
         c, h = chain.link(x)
         tiled = chain.link(c, h, None)
     F.sum(tiled[1]).backward()
-    for a, e in zip(shared, tiled):
-        numpy.testing.assert_allclose(a.array, e.array)
-    numpy.testing.assert_allclose(gW, chain.link.W_x.W.grad)
+    assert_same(
+        [*(v.array for v in shared), gW],
+        [*(v.array for v in tiled), chain.link.W_x.W.grad],
+    )
 
 
 class TestLinksThatAreNotShared:
@@ -261,21 +266,16 @@ class TestLinksThatAreNotShared:
     )
     def test_n_step_is_refused(self, random, algorithm, cls):
         # By a check of Chainer's own functions, which NStepGRU's lacks.
-        batches, weights = make_batches(random, N * K)
+        def make():
+            return Unrolled(n_step(cls), call_n_step)
+
+        data = make_batches(random, columns=TIME * K, out_size=1)
         with chainer.using_config('common_num', N):
             with pytest.raises(ValueError, match='{} != {}'.format(N * K, K)):
-                Unrolled(n_step(cls), call_n_step)(batches[0])
-            batches, weights = make_batches(random, K)
-            actual = iterate(
-                Unrolled(n_step(cls), call_n_step), batches, weights
-            )
+                make()(random.randn(BATCH, TIME * N * K))
+            actual = iterate(make(), *data)
         uninstall()
-        expected = iterate(
-            Unrolled(n_step(cls), call_n_step), batches, weights
-        )
-        for actual_step, expected_step in zip(actual, expected):
-            for a, e in zip(actual_step, expected_step):
-                numpy.testing.assert_array_equal(a, e)
+        assert_identical_steps(actual, iterate(make(), *data))
 
     def test_highway_is_refused(self, random, algorithm):
         # Its output is x, in part, and cannot be narrower.
@@ -388,8 +388,7 @@ COPIES = {
 class TestCopies:
     @pytest.fixture
     def data(self, random):
-        batches = [random.randn(BATCH, N * K) for _ in range(6)]
-        return batches, random.randn(6)
+        return make_batches(random, steps=6, out_size=1)
 
     @pytest.mark.parametrize('make_copy', COPIES.values(), ids=COPIES)
     def test_copy_in_the_middle_of_a_training(
@@ -442,29 +441,19 @@ class TestCopies:
                 chain = layer.repeat(3, mode)
             if mode == 'init':
                 fill(chain)
+            for i in (1, 3, 5):
+                chain.insert(i, F.tanh)
             return chain
 
         with chainer.using_config('common_num', N):
             chain = make(L.Linear)
-            weights = {id(layer.W) for layer in chain}
-            arrays = {id(layer.W.array) for layer in chain}
-            actual = self.train(chain, *data)
+            weights = {id(layer.W) for layer in chain[::2]}
+            arrays = {id(layer.W.array) for layer in chain[::2]}
+            actual = iterate(chain, *data)
         assert len(weights) == 3
         assert len(arrays) == (1 if mode == 'share' else 3)
         uninstall()
-        assert_same_steps(actual, self.train(make(TiledLinear), *data))
-
-    def train(self, chain, batches, weights):
-        steps = []
-        for batch, weight in zip(batches, weights):
-            x = chainer.Variable(batch)
-            y = chain(x)
-            chain.cleargrads()
-            F.sum(F.tanh(y) * weight).backward()
-            steps.append([y.array, x.grad])
-            for param in chain.params():
-                param.array[...] -= 0.01 * param.grad
-        return steps
+        assert_same_steps(actual, iterate(make(TiledLinear), *data))
 
     def test_optimizer_state_through_npz(self, tmp_path, algorithm, data):
         batches, weights = data

@@ -10,7 +10,7 @@ import chainer
 from chainer.backends import cuda
 import pytest
 
-from tests import test_functions
+from tests import helpers
 
 DEVICE = '@cupy:0'
 
@@ -37,8 +37,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def device(monkeypatch):
-    """The device on which run and iterate compute here."""
+    """The device on which the tests compute here."""
     device = chainer.get_device(DEVICE)
     device.use()
-    monkeypatch.setattr(test_functions, 'DEVICE', device)
+    monkeypatch.setattr(helpers, 'DEVICE', device)
     return device

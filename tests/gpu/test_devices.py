@@ -8,18 +8,15 @@ import chainer.links as L
 import numpy
 import pytest
 
-from tests.test_functions import make_arrays, reference
-
-SIZES = (4, 3, 2, 5)
-
-
-def compute(x, W, gy):
-    x, W = chainer.Variable(x), chainer.Variable(W)
-    with chainer.using_config('common_num', 3):
-        y = F.linear(x, W)
-    y.grad = gy
-    y.backward()
-    return y.array, x.grad, W.grad
+from tests.helpers import (
+    SIZES,
+    K,
+    N,
+    assert_same,
+    integers,
+    make_arrays,
+    reference,
+)
 
 
 @pytest.fixture
@@ -30,12 +27,16 @@ def second_device():
 
 
 def check(random, device):
-    x, W, _ = make_arrays(random, *SIZES, nobias=True)
-    gy = random.randn(4, 5)
-    results = compute(*device.send((x, W, gy)))
-    for result, expected in zip(results, reference(x, W, None, gy, 3)):
+    x, W, b, gy = make_arrays(integers(random), *SIZES)
+    inputs = [chainer.Variable(a) for a in device.send((x, W, b))]
+    with chainer.using_config('common_num', N):
+        y = F.linear(*inputs)
+    y.grad = device.send(gy)
+    y.backward()
+    results = [y.array, *(v.grad for v in inputs)]
+    for result, expected in zip(results, reference(x, W, b, gy, N)):
         assert chainer.backend.get_device_from_array(result) == device
-        numpy.testing.assert_allclose(to_cpu(result), expected)
+        numpy.testing.assert_array_equal(to_cpu(result), expected)
 
 
 def test_device_that_is_not_the_current_one(random, device, second_device):
@@ -45,39 +46,38 @@ def test_device_that_is_not_the_current_one(random, device, second_device):
 
 
 def test_link_that_moves(random, device):
-    x = random.randn(4, 6).astype('f')
-    link = L.Linear(2, 5, initialW=random.randn(5, 2).astype('f'))
-    results = []
-    with chainer.using_config('common_num', 3):
+    x, W, b, gy = make_arrays(integers(random), *SIZES)
+    link = L.Linear(K, 5, initialW=W, initial_bias=b)
+    expected, *_ = reference(x, W, b, gy, N)
+    with chainer.using_config('common_num', N):
         for where in ('@numpy', device, '@numpy'):
             where = chainer.get_device(where)
             link.to_device(where)
-            results.append(to_cpu(link(where.send(x)).array))
-    numpy.testing.assert_array_equal(results[0], results[2])
-    numpy.testing.assert_allclose(results[1], results[0], atol=1e-5)
+            y = link(where.send(x.astype('f'))).array
+            numpy.testing.assert_array_equal(to_cpu(y), expected)
 
 
 def test_copy_between_the_devices_of_a_graph(random, device):
-    x, W, _ = make_arrays(random, *SIZES, nobias=True)
-    gy = random.randn(4, 5)
-    on_host = chainer.Variable(x), chainer.Variable(W)
-    with chainer.using_config('common_num', 3):
-        y = F.linear(*(F.copy(v, device) for v in on_host))
+    *arrays, gy = make_arrays(integers(random), *SIZES)
+    inputs = [chainer.Variable(a) for a in arrays]
+    with chainer.using_config('common_num', N):
+        y = F.linear(*(F.copy(v, device) for v in inputs))
     y = F.copy(y, '@numpy')
     y.grad = gy
     y.backward()
-    results = [y.array, on_host[0].grad, on_host[1].grad]
-    for result, expected in zip(results, reference(x, W, None, gy, 3)):
+    results = [y.array, *(v.grad for v in inputs)]
+    for result, expected in zip(results, reference(*arrays, gy, N)):
         assert isinstance(result, numpy.ndarray)
-        numpy.testing.assert_allclose(result, expected)
+        numpy.testing.assert_array_equal(result, expected)
 
 
 def test_parallel_updater(random, device, second_device):
-    x = random.randn(8, 6).astype('f')
+    x = random.randn(8, N * K)
     t = random.randint(0, 5, 8).astype('i')
     weights = []
     for devices in ({'main': device}, {'main': device, '1': second_device}):
-        model = L.Classifier(L.Linear(2, 5, initialW=0.1))
+        with chainer.using_config('dtype', 'd'):
+            model = L.Classifier(L.Linear(K, 5, initialW=0.1))
         model.to_device(device)
         optimizer = chainer.optimizers.SGD(0.1).setup(model)
         iterator = chainer.iterators.SerialIterator(
@@ -86,9 +86,9 @@ def test_parallel_updater(random, device, second_device):
         updater = chainer.training.ParallelUpdater(
             iterator, optimizer, devices=devices
         )
-        with chainer.using_config('common_num', 3):
+        with chainer.using_config('common_num', N):
             updater.update()
         # Each of two devices takes the mean over its half.
         step = to_cpu(model.predictor.W.array) - 0.1
         weights.append(step / len(devices))
-    numpy.testing.assert_allclose(*weights, rtol=1e-3, atol=1e-6)
+    assert_same(weights[:1], weights[1:])
