@@ -10,6 +10,8 @@ EPOCHS ?= 20
 DATASET ?= auto
 OUT ?= result
 ARGS ?=
+# A shell expands nothing in them where they come from its environment.
+export DATASET OUT
 # Or cuda13x.
 CUDA ?= cuda12x
 
@@ -46,7 +48,7 @@ help:
 
 train: $(VENV)/installed-plot
 	$(VENV)/bin/python scripts/train_mnist.py --epoch $(EPOCHS) \
-	    --dataset '$(DATASET)' --out '$(OUT)' $(ARGS)
+	    --dataset="$$DATASET" --out="$$OUT" $(ARGS)
 
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest --numprocesses auto $(ARGS)

@@ -7,9 +7,13 @@ among the 10 blocks of its 1000 inputs: its W is (900, 100) instead of
 """
 
 import argparse
+import contextlib
 import functools
-import glob
+import io
 import os
+import re
+import shutil
+import subprocess
 import sys
 import time
 
@@ -22,6 +26,11 @@ import chainer.links as L
 from chainer.training import extensions
 from chainer_shared_patch.compat.mnist import read_directory
 import numpy
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 SAMPLE = os.path.join(os.path.dirname(__file__), 'mnist_sample')
 
@@ -53,6 +62,27 @@ class StopTrigger(training.triggers.IntervalTrigger):
 
     def __call__(self, trainer):
         return trainer.updater.epoch >= self.period
+
+
+class PrintReport(extensions.PrintReport):
+    """Chainer's table, with columns that fit a terminal's 80."""
+
+    COLUMNS = {
+        'epoch': 'epoch',
+        'main/loss': 'train loss',
+        'validation/main/loss': 'test loss',
+        'main/accuracy': 'train acc',
+        'validation/main/accuracy': 'test acc',
+        'elapsed_time': 'seconds',
+    }
+
+    def __init__(self, out):
+        super().__init__(list(self.COLUMNS.values()), out=out)
+
+    def _print(self, observation):
+        super()._print(
+            {name: observation[key] for key, name in self.COLUMNS.items()}
+        )
 
 
 class PlainText:
@@ -146,6 +176,9 @@ def parse_args():
     args = parser.parse_args()
     args.dataset = os.path.expanduser(args.dataset)
     args.out = os.path.expanduser(args.out)
+    if args.out.startswith('-'):
+        # Graphviz would take it for an option.
+        args.out = os.path.join(os.curdir, args.out)
 
     if not chainer_shared_patch.is_installed():
         args.common_num = 1
@@ -175,7 +208,12 @@ def parse_args():
 def load_dataset(name):
     """Returns training set, test set, and in words what they are."""
     if name == 'fashion':
-        return (*chainer.datasets.get_fashion_mnist(), 'Fashion-MNIST')
+        try:
+            return (*chainer.datasets.get_fashion_mnist(), 'Fashion-MNIST')
+        except Exception as error:  # of sockets, HTTP, gzip or NumPy
+            raise OSError(
+                'cannot get Fashion-MNIST: {}'.format(error)
+            ) from error
     directory, description = name, 'the files in ' + name
     if name in ('auto', 'mnist'):
         try:
@@ -220,29 +258,98 @@ def make_order_sampler(seed):
     return sample
 
 
-def check_snapshot(path, model, size):
-    """Raises an error if a snapshot is of another network or data set."""
+def find_snapshots(out):
+    """Returns the paths of the snapshots in a directory, the newest first."""
+    paths = [
+        os.path.join(out, name)
+        for name in os.listdir(out)
+        if re.fullmatch('snapshot_epoch_[0-9]+', name)
+    ]
+    return sorted(filter(os.path.isfile, paths), key=os.path.getmtime)[::-1]
+
+
+def load_snapshot(path, trainer):
+    """Loads a snapshot, or raises an error that says why it cannot.
+
+    Chainer's load_npz unpickles arrays of objects, which executes them, and
+    takes arrays of other shapes and dtypes where NumPy can convert them.
+    """
+    describe = '{0.dtype} {0.shape}'.format
+    model = trainer.updater.get_optimizer('main').target
+    dataset = trainer.updater.get_iterator('main').dataset
     try:
-        with numpy.load(path) as snapshot:
-            for name, parameter in model.namedparams():
-                shape = snapshot['updater/model:main' + name].shape
-                if shape != parameter.shape:
+        with numpy.load(path) as file:
+            arrays = dict(file)
+        others = {name for name in arrays if '/model:main/' in name}
+        for name, parameter in model.namedparams():
+            others.discard('updater/model:main' + name)
+            for key in (
+                'model:main{}',
+                'optimizer:main{}/m',
+                'optimizer:main{}/v',
+            ):
+                key = 'updater/' + key.format(name)
+                array = arrays[key]
+                if describe(array) != describe(parameter):
                     raise ValueError(
                         'its {} is {}, that of this network {}'.format(
-                            name, shape, parameter.shape
+                            key, describe(array), describe(parameter)
                         )
                     )
-            number = len(snapshot['updater/iterator:main/order'])
-            if number != size:
-                raise ValueError(
-                    'it is of {:,} training images, and here are {:,}'.format(
-                        number, size
-                    )
+                if not numpy.isfinite(array).all():
+                    raise ValueError('its {} is not finite'.format(key))
+        if others:
+            raise ValueError('this network has no {}'.format(min(others)))
+        images = len(arrays['updater/iterator:main/order'])
+        if images != len(dataset):
+            raise ValueError(
+                'it is of {:,} training images, and here are {:,}'.format(
+                    images, len(dataset)
                 )
+            )
+        chainer.serializers.NpzDeserializer(arrays).load(trainer)
     except Exception as error:  # whatever NumPy makes of other files
+        reason = 'it lacks ' if isinstance(error, KeyError) else ''
+        reason += ' '.join(str(error).split())
         raise ValueError(
-            'cannot resume from {}: {}'.format(path, error)
+            'cannot resume from {}: {}'.format(path, reason)
         ) from error
+
+
+def remove_leftovers(out):
+    """Removes what killed runs have left behind, if no run is going on.
+
+    Each run shares a lock on its directory; one that has it alone removes.
+    """
+    if fcntl is None:
+        return
+    directory = os.open(out, os.O_RDONLY)
+    pattern = r'tmp(snapshot_epoch_\d+|model\.npz)[a-z0-9_]{8}'
+    # Not every file system has locks.
+    with contextlib.suppress(OSError):
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for entry in os.scandir(out):
+            if re.fullmatch(pattern, entry.name):
+                shutil.rmtree(entry.path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        fcntl.flock(directory, fcntl.LOCK_SH)
+
+
+def save_npz(path, target):
+    """Writes at once: where that fails, NumPy 1 leaves a zip file open."""
+    content = io.BytesIO()
+    # To compress weights takes a while and saves next to nothing.
+    chainer.serializers.save_npz(content, target, compression=False)
+    with open(path, 'wb') as file:
+        file.write(content.getbuffer())
+
+
+def label(title, kind, figure, axes, summary):
+    """Labels a plot, and its ticks at whole epochs only."""
+    axes.set(title=title, xlabel='epoch', ylabel=kind)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    for line, name in zip(axes.get_lines(), ('training set', 'test set')):
+        line.set_label(name)
 
 
 def print_summary(model, common_num, trainer, start):
@@ -271,45 +378,23 @@ def print_summary(model, common_num, trainer, start):
     seconds = last['elapsed_time'] / last['epoch']
     print('seconds per epoch  {:.2f}'.format(seconds))
     print('files written')
-    for path in sorted(glob.glob(os.path.join(trainer.out, '*'))):
-        if os.path.getmtime(path) >= start:
-            print('  ' + path)
+    for entry in sorted(os.scandir(trainer.out), key=lambda e: e.name):
+        if entry.stat().st_mtime >= start:
+            print('  ' + entry.path)
 
 
 def fail(error):
     sys.exit('train_mnist.py: error: {}'.format(error))
 
 
-def main():
-    args = parse_args()
-    try:
-        device = chainer.get_device(args.device)
-        device.use()
-        train, test, description = load_dataset(args.dataset)
-    except (OSError, RuntimeError, ValueError) as error:
-        fail(error)
+def make_trainer(args, device, train, test, description):
+    """Makes the trainer, the same at each call."""
     numpy.random.seed(args.seed)
     if device.xp is not numpy:
         device.xp.random.seed(args.seed)
-
-    print(
-        'data: {:,} training and {:,} test images, {}'.format(
-            len(train), len(test), description
-        )
+    model = L.Classifier(
+        MLP(args.unit, args.out_units, 10, args.common_num, args.bias)
     )
-    chainer.global_config.common_num = args.common_num
-    print(
-        'network: 784 - {} - {} - 10, second layer {}'.format(
-            args.unit,
-            args.out_units,
-            'shared by {} blocks'.format(args.common_num)
-            if args.common_num > 1
-            else 'not shared',
-        )
-    )
-
-    network = MLP(args.unit, args.out_units, 10, args.common_num, args.bias)
-    model = L.Classifier(network)
     model.to_device(device)
     optimizer = chainer.optimizers.Adam()
     optimizer.setup(model)
@@ -334,60 +419,111 @@ def main():
     trainer.extend(extensions.LogReport())
     if extensions.PlotReport.available():
         for kind in ('loss', 'accuracy'):
-            keys = ['main/' + kind, 'validation/main/' + kind]
             trainer.extend(
                 extensions.PlotReport(
-                    keys, 'epoch', file_name='{}.png'.format(kind)
+                    ['main/' + kind, 'validation/main/' + kind],
+                    'epoch',
+                    filename='{}.png'.format(kind),
+                    postprocess=functools.partial(label, description, kind),
                 )
             )
-    columns = [
-        'epoch',
-        'main/loss',
-        'validation/main/loss',
-        'main/accuracy',
-        'validation/main/accuracy',
-        'elapsed_time',
-    ]
     terminal = sys.stdout.isatty()
-    trainer.extend(
-        extensions.PrintReport(
-            columns, out=sys.stdout if terminal else PlainText()
-        )
-    )
+    trainer.extend(PrintReport(sys.stdout if terminal else PlainText()))
     if terminal:
         trainer.extend(extensions.ProgressBar(update_interval=10))
     frequency = args.epoch if args.frequency == -1 else args.frequency
+    snapshot = extensions.snapshot(
+        filename='snapshot_epoch_{.updater.epoch}', savefun=save_npz
+    )
+
+    def take_snapshot(trainer):
+        snapshot(trainer)
+        # Chainer's n_retains would remove a snapshot_epoch_1.bak, too.
+        for path in find_snapshots(trainer.out)[2:]:
+            os.remove(path)
+
+    # The name is a part of the snapshots' entries.
     trainer.extend(
-        extensions.snapshot(
-            filename='snapshot_epoch_{.updater.epoch}',
-            n_retains=2,
-            # To compress weights takes a while and saves next to nothing.
-            savefun=functools.partial(
-                chainer.serializers.save_npz, compression=False
-            ),
-            autoload=args.autoload,
-        ),
+        take_snapshot,
+        name='_Snapshot',
+        priority=snapshot.priority,
         trigger=(frequency, 'epoch'),
     )
+    return trainer
+
+
+def resume(args, make):
+    """Makes a trainer that goes on where --resume or --autoload say."""
+    snapshots = find_snapshots(args.out) if args.autoload else []
+    for path in snapshots:
+        # What has been half loaded goes with its trainer.
+        trainer = make()
+        try:
+            load_snapshot(path, trainer)
+            return trainer
+        except ValueError as error:
+            sys.stderr.write('train_mnist.py: {}\n'.format(error))
+    if snapshots:
+        raise ValueError(
+            'no snapshot in {} can be used; give the options of the run that '
+            'wrote them, or start anew without --autoload'.format(args.out)
+        )
+    trainer = make()
+    if args.resume:
+        load_snapshot(args.resume, trainer)
+    return trainer
+
+
+def main():
+    args = parse_args()
     try:
-        os.makedirs(args.out, exist_ok=True)
-        if args.autoload:
-            for path in glob.glob(os.path.join(args.out, 'snapshot_epoch_*')):
-                check_snapshot(path, model, len(train))
-        if args.resume:
-            check_snapshot(args.resume, model, len(train))
-            chainer.serializers.load_npz(args.resume, trainer)
-    except (OSError, ValueError) as error:
+        device = chainer.get_device(args.device)
+        device.use()
+        train, test, description = load_dataset(args.dataset)
+    except (OSError, RuntimeError, ValueError) as error:
         fail(error)
+    if args.batchsize > len(train):
+        fail(
+            '--batchsize {} is larger than the training set of {:,} '
+            'images'.format(args.batchsize, len(train))
+        )
+    print(
+        'data: {:,} training and {:,} test images, {}'.format(
+            len(train), len(test), description
+        )
+    )
+    chainer.global_config.common_num = args.common_num
+    description = '784 - {} - {} - 10, second layer {}'.format(
+        args.unit,
+        args.out_units,
+        'shared by {} blocks'.format(args.common_num)
+        if args.common_num > 1
+        else 'not shared',
+    )
+    print('network: ' + description)
 
     start = time.time()
     try:
-        trainer.run()
+        os.makedirs(args.out, exist_ok=True)
+        remove_leftovers(args.out)
+        trainer = resume(
+            args, lambda: make_trainer(args, device, train, test, description)
+        )
+    except (OSError, ValueError) as error:
+        fail(error)
+    network = trainer.updater.get_optimizer('main').target.predictor
+    try:
+        # Chainer would print a traceback before it raises the error.
+        trainer.run(show_loop_exception_msg=False)
+        extensions.snapshot_object(network, 'model.npz', savefun=save_npz)(
+            trainer
+        )
+        print_summary(network, args.common_num, trainer, start)
+    except (OSError, subprocess.CalledProcessError) as error:
+        fail('cannot write to {}: {}'.format(args.out, error))
     except KeyboardInterrupt:
         print('interrupted; --autoload resumes from the latest snapshot')
         sys.exit(130)
-    chainer.serializers.save_npz(os.path.join(args.out, 'model.npz'), network)
-    print_summary(network, args.common_num, trainer, start)
 
 
 if __name__ == '__main__':

@@ -1,120 +1,104 @@
-"""MNIST and Fashion-MNIST from hosts that answer, and IDX files from disk."""
+"""MNIST from hosts that answer, and IDX files from disk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+import contextlib
 import gzip
 import hashlib
-import http.client
 import os
-import sys
 import tempfile
 import time
 from typing import Any, Optional
-import urllib.request
 import zlib
 
 from chainer_shared_patch.compat.importing import Fix
 import filelock
 import numpy
 
+DIRECTORY = 'pfnet/chainer/mnist'
+MIRRORS = (
+    'https://ossci-datasets.s3.amazonaws.com/mnist/',
+    'https://storage.googleapis.com/cvdf-datasets/mnist/',
+)
+# The SHA-256 of each file: gzipped as the mirrors serve it, and uncompressed.
+SHA256 = {
+    'train-images-idx3-ubyte': (
+        '440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609',
+        'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db',
+    ),
+    'train-labels-idx1-ubyte': (
+        '3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c',
+        '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5',
+    ),
+    't10k-images-idx3-ubyte': (
+        '8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6',
+        '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7',
+    ),
+    't10k-labels-idx1-ubyte': (
+        'f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6',
+        'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2',
+    ),
+}
 # Seconds without a byte, and seconds for a whole file.
 TIMEOUT = 10
 DEADLINE = 300
+# What a header says is not believed beyond this.
+MAX_IMAGES = 1_000_000
 
 
-@dataclass(frozen=True)
-class DataSet:
-    """Where a data set of four IDX files comes from.
+def read_idx(path: str, sha256: Optional[str] = None) -> numpy.ndarray:
+    """Reads an array of shape (N, 28, 28) or (N,) from an IDX file.
 
-    Args:
-        directory (str): Its place under Chainer's dataset root.
-        mirrors (tuple of str): The URLs of the folders that hold the gzipped
-            files, the first to be tried first.
-        sha256 (dict): The SHA-256 of each file, uncompressed.
-
+    The file may be gzipped; the SHA-256 is that of its uncompressed content.
     """
-
-    directory: str
-    mirrors: tuple[str, ...]
-    sha256: Mapping[str, str]
-
-
-MNIST = DataSet(
-    directory='pfnet/chainer/mnist',
-    mirrors=(
-        'https://ossci-datasets.s3.amazonaws.com/mnist/',
-        'https://storage.googleapis.com/cvdf-datasets/mnist/',
-    ),
-    sha256={
-        'train-images-idx3-ubyte': 'ba891046e6505d7aadcbbe25680a0738'
-        'ad16aec93bde7f9b65e87a2fc25776db',
-        'train-labels-idx1-ubyte': '65a50cbbf4e906d70832878ad85ccda5'
-        '333a97f0f4c3dd2ef09a8a9eef7101c5',
-        't10k-images-idx3-ubyte': '0fa7898d509279e482958e8ce81c8e77'
-        'db3f2f8254e26661ceb7762c4d494ce7',
-        't10k-labels-idx1-ubyte': 'ff7bcfd416de33731a308c3f266cc351'
-        '222c34898ecbeaf847f06e48f7ec33f2',
-    },
-)
-
-FASHION_MNIST = DataSet(
-    directory='pfnet/chainer/fashion-mnist',
-    mirrors=(
-        'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/',
-        'https://github.com/zalandoresearch/fashion-mnist/raw/master/data/'
-        'fashion/',
-    ),
-    sha256={
-        'train-images-idx3-ubyte': 'c59f468a2f672dc815687fe0f8378776'
-        '8d799fd8a3f3276145d20f83aa44d888',
-        'train-labels-idx1-ubyte': 'bad3541b69d912435c50bb6ba87bec29'
-        '4ff4f6a2e1246121d8633921760443d9',
-        't10k-images-idx3-ubyte': '5b4141f0afbad91edebe8549f8fcffe0'
-        '87ea10ca49f1dbef5c9a5cd8815ce37b',
-        't10k-labels-idx1-ubyte': '0402a96d92fd2663957122ceb108a494'
-        'c5af83dab82d92729df917d7dec38c34',
-    },
-)
-
-
-# The files of Chainer's own cache.
-_CACHED = {'train': 'train.npz', 't10k': 'test.npz'}
-
-
-def read_idx(content: bytes, source: str) -> numpy.ndarray:
-    """Reads an array of bytes in the IDX format.
-
-    Args:
-        content (bytes): The content of the file, gzipped or not.
-        source (str): Its path or URL, for error messages.
-
-    Returns:
-        numpy.ndarray: Read-only uint8 array.
-
-    Raises:
-        ValueError: If this is no IDX file of bytes, or not a whole one.
-
-    """
-    content = _uncompressed(content, source)
-    ndim = content[3] if content[:3] == b'\0\0\x08' and content[3:] else 0
-    header = 4 + 4 * ndim
-    if ndim == 0 or len(content) < header:
+    if not os.path.isfile(path):
+        raise ValueError('{} is no regular file'.format(path))
+    with open(path, 'rb') as file:
+        is_gzipped = file.read(2) == b'\x1f\x8b'
+    try:
+        with (gzip.open if is_gzipped else open)(path, 'rb') as file:
+            header = file.read(8)
+            shape = [int.from_bytes(header[4:], 'big')]
+            if header[:4] == b'\0\0\x08\x03':
+                header += file.read(8)
+                shape += [28, 28]
+            if (
+                not 0 < shape[0] <= MAX_IMAGES
+                or header[:4] not in (b'\0\0\x08\x01', b'\0\0\x08\x03')
+                or header[8:] not in (b'', b'\0\0\0\x1c\0\0\0\x1c')
+            ):
+                raise ValueError(
+                    '{} is no IDX file of 1 to {:,} labels or images of 28 x '
+                    '28: it begins with {!r}'.format(path, MAX_IMAGES, header)
+                )
+            size = shape[0] * 28 ** (len(shape) - 1)
+            body = file.read(size + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(
-            '{} is no IDX file of unsigned bytes: it begins with {!r}, not '
-            "with b'\\x00\\x00\\x08', the number of axes and their "
-            'lengths'.format(source, content[:3])
-        )
-    shape = numpy.frombuffer(content[4:header], '>u4').tolist()
-    body = content[header:]
-    if len(body) != numpy.prod(shape, dtype=object):
+            '{} is no whole gzip file: {}'.format(path, error)
+        ) from error
+    if len(body) != size:
         raise ValueError(
-            '{} should hold {} bytes after its header, but holds {}'.format(
-                source, ' * '.join(map(str, shape)), len(body)
+            '{} should hold {:,} bytes after its header, but holds {}'.format(
+                path, size, 'more' if len(body) > size else len(body)
             )
         )
-    return numpy.frombuffer(body, numpy.uint8).reshape(shape)
+    array = numpy.frombuffer(body, numpy.uint8).reshape(shape)
+    if array.ndim == 1 and array.max() > 9:
+        raise ValueError(
+            '{} holds the label {}; 0 to 9 are allowed'.format(
+                path, array.max()
+            )
+        )
+    actual = hashlib.sha256(header + body).hexdigest()
+    if sha256 not in (None, actual):
+        raise ValueError(
+            '{}: its content has the SHA-256 {} instead of {}'.format(
+                path, actual, sha256
+            )
+        )
+    return array
 
 
 def read_directory(directory: str, kind: str) -> dict[str, numpy.ndarray]:
@@ -135,54 +119,35 @@ def read_directory(directory: str, kind: str) -> dict[str, numpy.ndarray]:
         ValueError: If a file is damaged, or the two do not go together.
 
     """
-
-    def read(name: str) -> numpy.ndarray:
-        for path in _paths(directory, name):
-            if os.path.exists(path):
-                return read_idx(_read(path), path)
-        raise FileNotFoundError(
-            'there is no {0} and no {0}.gz in {1}'.format(name, directory)
-        )
-
-    images = '{}-images-idx3-ubyte'.format(kind)
-    labels = '{}-labels-idx1-ubyte'.format(kind)
-    return _pair(read(images), read(labels), directory)
+    return _pair(directory, kind, _read)
 
 
-def retrieve(data_set: DataSet, kind: str) -> dict[str, numpy.ndarray]:
-    """Takes one half of a data set from Chainer's cache or from a mirror.
+def retrieve(name: str, urls: Sequence[str] = ()) -> dict[str, numpy.ndarray]:
+    """Does what Chainer's ``_retrieve_mnist`` did while its host answered.
 
-    Files that lie in the cache's directory are taken before any mirror is
-    asked. Whatever is taken is checked against its SHA-256 and then cached,
-    once and for all processes, if the directory can be written.
-
-    Args:
-        data_set (DataSet): The data set.
-        kind (str): ``'train'`` or ``'t10k'``.
-
-    Returns:
-        dict: As of :func:`read_directory`.
-
-    Raises:
-        OSError: If no source gives the right bytes, or if the cached file is
-            damaged.
-
+    Files in the cache's directory come before the mirrors. What is taken is
+    cached, once and for all processes, if the directory can be written. An
+    :class:`OSError` says what is wrong with each of the sources.
     """
     from chainer.dataset import download
 
-    root = download.get_dataset_directory(data_set.directory)
-    name = _CACHED[kind]
+    kind = {'train.npz': 'train', 'test.npz': 't10k'}[name]
+    root = download.get_dataset_directory(DIRECTORY, create_directory=False)
     path = os.path.join(root, name)
-    if not os.path.exists(path):
+    if not os.path.isfile(path):
+        with contextlib.suppress(OSError):
+            os.makedirs(root)
         if not os.access(root, os.W_OK):
-            return _fetch(data_set, kind, root)
+            return _pair(root, kind, _obtain)
+        # Chainer's cache_or_load_file locks only the move of what each
+        # process has downloaded for itself.
         with filelock.FileLock(path + '.lock'):
-            if not os.path.exists(path):
-                pair = _fetch(data_set, kind, root)
-                with tempfile.TemporaryDirectory(dir=root) as directory:
-                    temporary = os.path.join(directory, name)
-                    numpy.savez_compressed(temporary, x=pair['x'], y=pair['y'])
-                    os.replace(temporary, path)
+            if not os.path.isfile(path):
+                with tempfile.TemporaryDirectory(dir=root) as temporary:
+                    made = os.path.join(temporary, name)
+                    pair = _pair(root, kind, _obtain)
+                    numpy.savez_compressed(made, x=pair['x'], y=pair['y'])
+                    os.replace(made, path)
     try:
         with numpy.load(path) as cached:
             pair = {'x': cached['x'], 'y': cached['y']}
@@ -197,122 +162,92 @@ def retrieve(data_set: DataSet, kind: str) -> dict[str, numpy.ndarray]:
     return pair
 
 
-def _fetch(
-    data_set: DataSet, kind: str, root: str
+def _pair(
+    directory: str, kind: str, read: Callable[[str, str], numpy.ndarray]
 ) -> dict[str, numpy.ndarray]:
     images, labels = (
-        read_idx(_obtain(data_set, name, root), name)
-        for name in data_set.sha256
-        if name.startswith(kind)
+        read(directory, name) for name in SHA256 if name.startswith(kind)
     )
-    return _pair(images, labels, root)
-
-
-def _pair(
-    images: numpy.ndarray, labels: numpy.ndarray, source: str
-) -> dict[str, numpy.ndarray]:
-    if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise ValueError(
-            'expected N images of 28 x 28 and N labels in {}, but the shapes '
-            'are {} and {}'.format(source, images.shape, labels.shape)
+            'expected N images and N labels of {} in {}, but their shapes are '
+            '{} and {}'.format(kind, directory, images.shape, labels.shape)
         )
     return {'x': images.reshape(-1, 784), 'y': labels}
 
 
-def _paths(directory: str, name: str) -> tuple[str, str]:
+def _paths(directory: str, name: str) -> list[str]:
     path = os.path.join(directory, name)
-    return path, path + '.gz'
+    return list(filter(os.path.exists, (path, path + '.gz')))
 
 
-def _obtain(data_set: DataSet, name: str, root: str) -> bytes:
+def _read(directory: str, name: str) -> numpy.ndarray:
+    for path in _paths(directory, name):
+        return read_idx(path)
+    raise FileNotFoundError(
+        'there is no {0} and no {0}.gz in {1}'.format(name, directory)
+    )
+
+
+def _obtain(root: str, name: str) -> numpy.ndarray:
+    gzipped, uncompressed = SHA256[name]
     failures = []
-    sources: list[tuple[str, Callable[[str], bytes]]] = [
-        (path, _read) for path in _paths(root, name) if os.path.exists(path)
-    ]
-    sources += [
-        ('{}{}.gz'.format(mirror, name), _download)
-        for mirror in data_set.mirrors
-    ]
-    for source, read in sources:
+    for path in _paths(root, name):
         try:
-            content = _uncompressed(read(source), source)
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            failures.append('{}: {}'.format(source, error))
-            continue
-        sha256 = hashlib.sha256(content).hexdigest()
-        if sha256 == data_set.sha256[name]:
-            return content
-        failures.append(
-            '{}: its content has the SHA-256 {} instead of {}'.format(
-                source, sha256, data_set.sha256[name]
-            )
-        )
+            return read_idx(path, uncompressed)
+        except (OSError, ValueError) as error:
+            failures.append(str(error))
+    for mirror in MIRRORS:
+        url = '{}{}.gz'.format(mirror, name)
+        try:
+            return _download(url, gzipped)
+        except (OSError, ValueError) as error:
+            failures.append('{}: {}'.format(url, error))
     raise OSError(
         'no source has given {}. Tried were:\n  {}\nTo provide the data by '
         'hand, put {} into {}, each as it is or as .gz.'.format(
-            name,
-            '\n  '.join(failures),
-            ', '.join(data_set.sha256),
-            root,
+            name, '\n  '.join(failures), ', '.join(SHA256), root
         )
     )
 
 
-def _read(path: str) -> bytes:
-    with open(path, 'rb') as file:
-        return file.read()
+def _download(url: str, sha256: str) -> numpy.ndarray:
+    import pooch
 
+    end = time.monotonic() + DEADLINE
 
-def _download(url: str) -> bytes:
-    sys.stderr.write('Downloading {}\n'.format(url))
-    deadline = time.monotonic() + DEADLINE
-    content = bytearray()
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-        expected: Optional[str] = response.headers['Content-Length']
-        while True:
-            part = response.read1(1 << 20)
-            if not part:
-                break
-            content += part
-            if time.monotonic() > deadline:
+    class Deadline:
+        """A progress bar, as it is called after every chunk."""
+
+        def update(self, size: int) -> None:
+            if time.monotonic() > end:
                 raise TimeoutError(
-                    'only {} bytes in {} seconds'.format(
-                        len(content), DEADLINE
-                    )
+                    'not at its end after {} seconds'.format(DEADLINE)
                 )
-    if expected is not None and len(content) != int(expected):
-        raise OSError(
-            'only {} of {} bytes came'.format(len(content), expected)
+
+        def reset(self) -> None:
+            pass
+
+        close = reset
+
+    # A host that sends next to nothing fills only small chunks in time.
+    downloader = pooch.HTTPDownloader(
+        progressbar=Deadline(), chunk_size=64, timeout=TIMEOUT
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        return read_idx(
+            pooch.retrieve(
+                url,
+                known_hash='sha256:' + sha256,
+                fname='idx.gz',
+                path=directory,
+                downloader=downloader,
+            )
         )
-    return bytes(content)
 
 
-def _uncompressed(content: bytes, source: str) -> bytes:
-    if content[:2] != b'\x1f\x8b':
-        return content
-    try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(
-            '{} is no whole gzip file: {}'.format(source, error)
-        ) from error
-
-
-def _retrieve_with(data_set: DataSet) -> Callable[..., Any]:
-    kinds = {name: kind for kind, name in _CACHED.items()}
-
-    def retrieve_by_name(name: str, urls: Any) -> dict[str, numpy.ndarray]:
-        return retrieve(data_set, kinds[name])
-
-    return retrieve_by_name
-
-
-def _mend_mnist(module: Any) -> None:
-    module._retrieve_mnist = _retrieve_with(MNIST)
-
-
-def _mend_fashion_mnist(module: Any) -> None:
-    module._retrieve_fashion_mnist = _retrieve_with(FASHION_MNIST)
+def _mend(module: Any) -> None:
+    module._retrieve_mnist = retrieve
 
 
 FIXES = (
@@ -321,13 +256,6 @@ FIXES = (
         broken='the only host of MNIST answers 403',
         since='2020',
         is_needed=lambda: True,
-        mend=_mend_mnist,
-    ),
-    Fix(
-        module='chainer.datasets.fashion_mnist',
-        broken='Fashion-MNIST comes from one host, and unchecked',
-        since='always',
-        is_needed=lambda: True,
-        mend=_mend_fashion_mnist,
+        mend=_mend,
     ),
 )

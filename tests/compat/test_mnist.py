@@ -6,8 +6,11 @@ import io
 import multiprocessing
 import os
 import struct
+import subprocess
+import sys
 import threading
 import time
+import tracemalloc
 
 import chainer_shared_patch  # noqa: F401
 import chainer
@@ -90,22 +93,22 @@ def serve(files):
     stop = threading.Event()
 
     def good(handler, path):
-        send(handler, gzip.compress(files[path[: -len('.gz')]]))
+        send(handler, compress(files[path[: -len('.gz')]]))
 
     def truncated(handler, path):
-        content = gzip.compress(files[path[: -len('.gz')]])
+        content = compress(files[path[: -len('.gz')]])
         send(handler, content[:-20], len(content))
 
     def truncated_without_length(handler, path):
         handler.send_response(200)
         handler.end_headers()
-        content = gzip.compress(files[path[: -len('.gz')]])
+        content = compress(files[path[: -len('.gz')]])
         handler.wfile.write(content[:-20])
 
     def wrong(handler, path):
         content = bytearray(files[path[: -len('.gz')]])
         content[-1] ^= 1
-        send(handler, gzip.compress(bytes(content)))
+        send(handler, compress(bytes(content)))
 
     def forbidden(handler, path):
         handler.send_error(403)
@@ -116,10 +119,16 @@ def serve(files):
     def hanging(handler, path):
         stop.wait(60)
 
+    def stalling(handler, path):
+        content = compress(files[path[: -len('.gz')]])
+        send(handler, content[:20], len(content))
+        stop.wait(60)
+
     def dripping(handler, path):
         handler.send_response(200)
         handler.end_headers()
-        while not stop.wait(0.05):
+        # Faster than the timeout, and never at the end.
+        while not stop.wait(0.005):
             handler.wfile.write(b'\0')
 
     def slow(handler, path):
@@ -143,16 +152,31 @@ def serve(files):
 def root(tmp_path):
     before = download.get_dataset_root()
     download.set_dataset_root(str(tmp_path))
-    yield tmp_path / 'test-mnist'
+    yield tmp_path / 'pfnet' / 'chainer' / 'mnist'
     download.set_dataset_root(before)
 
 
-def data_set(files, *mirrors):
-    sha256 = {
-        name: hashlib.sha256(content).hexdigest()
-        for name, content in files.items()
-    }
-    return mnist.DataSet('test-mnist', mirrors, sha256)
+def compress(content):
+    """Returns the same bytes at every call."""
+    return gzip.compress(content, mtime=0)
+
+
+@pytest.fixture
+def use(files, monkeypatch):
+    """Puts the files above and these mirrors in the place of the real ones."""
+
+    def hash_of(content):
+        return hashlib.sha256(content).hexdigest()
+
+    def use(*mirrors):
+        sha256 = {
+            name: (hash_of(compress(content)), hash_of(content))
+            for name, content in files.items()
+        }
+        monkeypatch.setattr(mnist, 'SHA256', sha256)
+        monkeypatch.setattr(mnist, 'MIRRORS', mirrors)
+
+    return use
 
 
 def assert_is(actual, expected):
@@ -162,16 +186,17 @@ def assert_is(actual, expected):
         numpy.testing.assert_array_equal(actual[name], expected[name])
 
 
-@pytest.mark.parametrize('kind', N)
-def test_good_mirror(files, arrays, serve, root, kind):
+@pytest.mark.parametrize(
+    ('kind', 'name'), [('train', 'train.npz'), ('t10k', 'test.npz')]
+)
+def test_good_mirror(files, arrays, serve, root, use, kind, name):
     server = serve('good')
-    d = data_set(files, server.url)
-    assert_is(mnist.retrieve(d, kind), arrays[kind])
+    use(server.url)
+    assert_is(mnist.retrieve(name), arrays[kind])
     assert server.requests == [n + '.gz' for n in files if kind in n]
     # The second time it comes from the cache, which is all that is left.
-    assert_is(mnist.retrieve(d, kind), arrays[kind])
+    assert_is(mnist.retrieve(name), arrays[kind])
     assert len(server.requests) == 2
-    name = {'train': 'train.npz', 't10k': 'test.npz'}[kind]
     assert {p.name for p in root.iterdir()} - {name + '.lock'} == {name}
     # Others may read it as far as the umask lets them.
     (root / 'ordinary').touch()
@@ -181,26 +206,29 @@ def test_good_mirror(files, arrays, serve, root, kind):
 
 DEFECTS = {
     'truncated': 'bytes',
-    'truncated_without_length': 'gzip',
-    'wrong': 'SHA-256',
+    'truncated_without_length': 'hash',
+    'wrong': 'hash',
     'forbidden': '403',
-    'not_gzip': 'SHA-256',
+    'not_gzip': 'hash',
     'hanging': 'timed out',
+    'stalling': 'timed out',
     'dripping': 'seconds',
 }
 
 
 @pytest.mark.parametrize('defect', DEFECTS)
-def test_bad_mirror(files, arrays, serve, root, monkeypatch, defect):
+def test_bad_mirror(arrays, serve, root, use, monkeypatch, defect):
     monkeypatch.setattr(mnist, 'TIMEOUT', 0.5)
-    monkeypatch.setattr(mnist, 'DEADLINE', 0.5)
+    if defect == 'dripping':
+        monkeypatch.setattr(mnist, 'DEADLINE', 0.5)
     bad, good = serve(defect), serve('good')
-    both = data_set(files, bad.url, good.url)
-    assert_is(mnist.retrieve(both, 'train'), arrays['train'])
+    use(bad.url, good.url)
+    assert_is(mnist.retrieve('train.npz'), arrays['train'])
     assert len(bad.requests) == len(good.requests) == 2
 
+    use(bad.url)
     with pytest.raises(OSError) as info:
-        mnist.retrieve(data_set(files, bad.url), 't10k')
+        mnist.retrieve('test.npz')
     message = str(info.value)
     assert bad.url + 't10k-images-idx3-ubyte.gz' in message
     assert DEFECTS[defect] in message
@@ -208,17 +236,18 @@ def test_bad_mirror(files, arrays, serve, root, monkeypatch, defect):
     assert not list(root.glob('tmp*'))
 
 
-def test_dead_mirror(files, arrays, serve, root):
+def test_dead_mirror(arrays, serve, root, use):
     dead, good = serve('good'), serve('good')
     dead.close()
-    d = data_set(files, dead.url, good.url)
-    assert_is(mnist.retrieve(d, 'train'), arrays['train'])
+    use(dead.url, good.url)
+    assert_is(mnist.retrieve('train.npz'), arrays['train'])
 
 
-def test_no_mirror(files, root):
+def test_no_mirror(files, root, use):
     urls = ['http://127.0.0.1:9/a/', 'http://127.0.0.1:9/b/']
+    use(*urls)
     with pytest.raises(OSError) as info:
-        mnist.retrieve(data_set(files, *urls), 'train')
+        mnist.retrieve('train.npz')
     message = str(info.value)
     for url in urls:
         assert url + 'train-images-idx3-ubyte.gz' in message
@@ -228,39 +257,56 @@ def test_no_mirror(files, root):
         assert name in message
 
 
-@pytest.mark.parametrize('compress', [bytes, gzip.compress])
-def test_files_put_there_by_hand(files, arrays, root, compress):
-    root.mkdir()
+@pytest.mark.parametrize(
+    ('suffix', 'encode'), [('', bytes), ('.gz', gzip.compress)]
+)
+def test_files_put_there_by_hand(files, arrays, root, use, suffix, encode):
+    root.mkdir(parents=True)
     for name, content in files.items():
-        suffix = '' if compress is bytes else '.gz'
-        (root / (name + suffix)).write_bytes(compress(content))
-    assert_is(mnist.retrieve(data_set(files), 'train'), arrays['train'])
-    assert_is(mnist.retrieve(data_set(files), 't10k'), arrays['t10k'])
+        (root / (name + suffix)).write_bytes(encode(content))
+    use()
+    train, test = chainer.datasets.get_mnist()
+    for data, kind in ((train, 'train'), (test, 't10k')):
+        assert len(data) == N[kind]
+        images, labels = data[:][0], [label for _, label in data]
+        assert images[0].dtype == numpy.float32
+        numpy.testing.assert_allclose(images[0], arrays[kind]['x'][0] / 255)
+        numpy.testing.assert_array_equal(labels, arrays[kind]['y'])
 
 
-def test_directory_that_cannot_be_written(files, arrays, root, monkeypatch):
-    root.mkdir()
+def test_cache_that_cannot_be_written(files, arrays, root, use, monkeypatch):
+    use()
+    root.mkdir(parents=True)
     for name, content in files.items():
         (root / name).write_bytes(content)
     # What root may write is not up to the mode.
     monkeypatch.setattr(os, 'access', lambda path, mode: False)
-    assert_is(mnist.retrieve(data_set(files), 'train'), arrays['train'])
+    assert_is(mnist.retrieve('train.npz'), arrays['train'])
     assert len(list(root.iterdir())) == len(files)
 
 
-def test_wrong_file_put_there_by_hand(files, arrays, serve, root):
-    root.mkdir()
+def test_cache_that_cannot_be_made(arrays, serve, tmp_path, root, use):
+    (tmp_path / 'pfnet').write_bytes(b'not a directory')
+    use(serve('good').url)
+    assert_is(mnist.retrieve('train.npz'), arrays['train'])
+
+
+def test_wrong_file_put_there_by_hand(files, arrays, serve, root, use):
+    root.mkdir(parents=True)
     path = root / 'train-images-idx3-ubyte'
-    path.write_bytes(files['t10k-images-idx3-ubyte'])
+    path.write_bytes(files[path.name][:-1] + b'?')
+    os.mkfifo(str(path) + '.gz')
+    use()
     with pytest.raises(OSError) as info:
-        mnist.retrieve(data_set(files), 'train')
+        mnist.retrieve('train.npz')
     assert '{}: its content has the SHA-256'.format(path) in str(info.value)
-    d = data_set(files, serve('good').url)
-    assert_is(mnist.retrieve(d, 'train'), arrays['train'])
+    assert '{}.gz is no regular file'.format(path) in str(info.value)
+    use(serve('good').url)
+    assert_is(mnist.retrieve('train.npz'), arrays['train'])
 
 
-def test_damaged_cache(files, root):
-    root.mkdir()
+def test_damaged_cache(root):
+    root.mkdir(parents=True)
     path = root / 'train.npz'
     with io.BytesIO() as array, io.BytesIO() as pair:
         numpy.save(array, numpy.zeros(3))
@@ -270,21 +316,23 @@ def test_damaged_cache(files, root):
     for content in damaged:
         path.write_bytes(content)
         with pytest.raises(OSError, match='delete it') as info:
-            mnist.retrieve(data_set(files), 'train')
+            mnist.retrieve('train.npz')
         assert str(path) in str(info.value)
 
 
-def retrieve_in_process(directory, data_set, barrier, queue):
+def retrieve_in_process(directory, sha256, mirrors, barrier, queue):
     download.set_dataset_root(directory)
+    mnist.SHA256, mnist.MIRRORS = sha256, mirrors
     barrier.wait(60)
-    queue.put(mnist.retrieve(data_set, 'train'))
+    queue.put(mnist.retrieve('train.npz'))
 
 
-def test_processes_that_start_at_once(files, arrays, serve, root):
+def test_processes_that_start_at_once(arrays, serve, root, tmp_path, use):
     server = serve('slow')
+    use(server.url)
     context = multiprocessing.get_context('spawn')
     barrier, queue = context.Barrier(3), context.Queue()
-    args = (str(root.parent), data_set(files, server.url), barrier, queue)
+    args = (str(tmp_path), mnist.SHA256, mnist.MIRRORS, barrier, queue)
     processes = [
         context.Process(target=retrieve_in_process, args=args)
         for _ in range(3)
@@ -298,41 +346,36 @@ def test_processes_that_start_at_once(files, arrays, serve, root):
     assert len(server.requests) == 2
 
 
-@pytest.mark.parametrize(
-    ('module', 'get', 'real'),
-    [
-        ('mnist', 'get_mnist', mnist.MNIST),
-        ('fashion_mnist', 'get_fashion_mnist', mnist.FASHION_MNIST),
-    ],
-)
-def test_chainers_own_functions(
-    files, arrays, root, monkeypatch, module, get, real
-):
-    def retrieve(data_set, kind):
-        assert data_set is real
-        return arrays[kind]
-
-    monkeypatch.setattr(mnist, 'retrieve', retrieve)
-    train, test = getattr(chainer.datasets, get)()
-    for data, kind in ((train, 'train'), (test, 't10k')):
-        assert len(data) == N[kind]
-        images, labels = data[:][0], [label for _, label in data]
-        assert images[0].dtype == numpy.float32
-        numpy.testing.assert_allclose(images[0], arrays[kind]['x'][0] / 255)
-        numpy.testing.assert_array_equal(labels, arrays[kind]['y'])
-
-
-@pytest.mark.parametrize('data', [mnist.MNIST, mnist.FASHION_MNIST])
-def test_addresses(data):
-    assert len(data.mirrors) >= 2
-    assert all(mirror.endswith('/') for mirror in data.mirrors)
-    assert all(len(bytes.fromhex(h)) == 32 for h in data.sha256.values())
-    assert [name.split('-')[0] for name in data.sha256] == [
-        'train',
-        'train',
-        't10k',
-        't10k',
+def test_addresses():
+    assert len(mnist.MIRRORS) >= 2
+    assert all(mirror.endswith('/') for mirror in mnist.MIRRORS)
+    assert all(
+        len(bytes.fromhex(h)) == 32 for hs in mnist.SHA256.values() for h in hs
+    )
+    assert [name.split('-')[:2] for name in mnist.SHA256] == [
+        [kind, what]
+        for kind in ('train', 't10k')
+        for what in ('images', 'labels')
     ]
+
+
+def test_import_is_light(tmp_path):
+    """Importing imports no downloader and makes no directory."""
+    subprocess.run(
+        [
+            *(sys.executable, '-c'),
+            'import sys, chainer_shared_patch, chainer.datasets.mnist\n'
+            'assert not {"pooch", "requests"} & set(sys.modules)',
+        ],
+        env={
+            **os.environ,
+            'HOME': str(tmp_path),
+            'XDG_CACHE_HOME': str(tmp_path),
+            'CHAINER_DATASET_ROOT': str(tmp_path / 'root'),
+        },
+        check=True,
+    )
+    assert not list(tmp_path.iterdir())
 
 
 class TestReadDirectory:
@@ -359,14 +402,20 @@ class TestReadDirectory:
     @pytest.mark.parametrize(
         ('damage', 'words'),
         [
-            (lambda content: content[:-1], 'should hold 30 \\* 28 \\* 28'),
-            (lambda content: content + b'x', 'should hold'),
+            (lambda content: content[:-1], 'should hold 23,520 bytes'),
+            (lambda content: content + b'x', 'should hold 23,520 bytes'),
             (lambda content: content[:7], 'no IDX file'),
+            (lambda content: content[:13], 'no IDX file'),
             (lambda content: b'', 'no IDX file'),
             (lambda content: b'\0\0\x0d' + content[3:], 'no IDX file'),
+            (lambda content: content[:4] + b'\xff' * 12, 'no IDX file'),
+            (lambda content: content[:4] + b'\xff' * 4 + content[8:], '1,000'),
             (lambda content: gzip.compress(content)[:-9], 'no whole gzip'),
+            (lambda content: gzip.compress(content)[:40] + b'x', 'whole gzip'),
             (lambda content: make_idx(numpy.zeros((30, 8, 8), 'u1')), '28'),
             (lambda content: make_idx(numpy.zeros((9, 28, 28), 'u1')), '30'),
+            (lambda content: make_idx(numpy.zeros((0, 28, 28), 'u1')), '1 to'),
+            (lambda content: make_idx(numpy.zeros(30, 'u1')), 'N images'),
         ],
     )
     def test_damaged_file(self, directory, damage, words):
@@ -375,3 +424,36 @@ class TestReadDirectory:
         with pytest.raises(ValueError, match=words) as info:
             mnist.read_directory(str(directory), 'train')
         assert str(directory) in str(info.value)
+        assert '\n' not in str(info.value)
+
+    def test_labels_above_9(self, directory):
+        path = directory / 'train-labels-idx1-ubyte'
+        path.write_bytes(path.read_bytes()[:-1] + b'\x0a')
+        with pytest.raises(ValueError, match='holds the label 10') as info:
+            mnist.read_directory(str(directory), 'train')
+        assert str(path) in str(info.value)
+
+    def test_fifo(self, directory):
+        path = directory / 'train-images-idx3-ubyte'
+        path.unlink()
+        os.mkfifo(str(path))
+        with pytest.raises(ValueError, match='no regular file') as info:
+            mnist.read_directory(str(directory), 'train')
+        assert str(path) in str(info.value)
+
+    @pytest.mark.parametrize('n', [30, 2**32 - 1])
+    def test_gzip_bomb(self, directory, n):
+        """No more is read than the header announces, and this has a limit."""
+        path = directory / 'train-images-idx3-ubyte'
+        header = make_idx(numpy.empty((0, 28, 28), 'u1'))
+        with gzip.open(str(path), 'wb', compresslevel=1) as file:
+            file.write(header[:4] + struct.pack('>I', n) + header[8:])
+            for _ in range(64):
+                file.write(bytes(2**22))
+        tracemalloc.start()
+        try:
+            with pytest.raises(ValueError, match=path.name):
+                mnist.read_directory(str(directory), 'train')
+            assert tracemalloc.get_traced_memory()[1] < 2**22
+        finally:
+            tracemalloc.stop()

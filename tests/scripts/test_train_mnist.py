@@ -1,6 +1,12 @@
+import fcntl
 import gzip
+import json
 import os
 from pathlib import Path
+import pty
+import re
+import resource
+import shutil
 import subprocess
 import sys
 
@@ -12,14 +18,43 @@ import pytest
 SCRIPTS = Path(__file__).parents[2] / 'scripts'
 
 
-def train(*args, **environment):
+def train(*args, start=('train_mnist.py',), limit=None, **environment):
+    """Runs the script; limit is the size of the largest file it may write."""
+
+    def set_limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
     return subprocess.run(
-        [sys.executable, str(SCRIPTS / 'train_mnist.py'), *map(str, args)],
+        [sys.executable, *start, *map(str, args)],
+        cwd=str(SCRIPTS),
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=300,
+        preexec_fn=limit and set_limit,
     )
+
+
+def make_dot(directory, commands):
+    """Makes a program that DumpGraph takes for Graphviz's; returns PATH."""
+    directory.mkdir()
+    path = directory / 'dot'
+    path.write_text(
+        '#!/bin/sh\nPATH=/usr/bin:/bin\n'
+        'if [ "$1" = -Tpng ]; then {}; fi\n'.format(commands)
+    )
+    path.chmod(0o755)
+    return str(directory)
+
+
+def assert_fails(result, *words):
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert 'Traceback' not in result.stderr
+    assert 'Exception' not in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith('train_mnist.py: error: ')
+    for word in words:
+        assert str(word) in last
 
 
 def load(path):
@@ -45,16 +80,30 @@ def small(tmp_path_factory):
     return directory
 
 
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, small):
+    """The options of a run of two epochs, and its output."""
+    out = tmp_path_factory.mktemp('trained') / 'out'
+    args = ('--dataset', small, '-u', 20, '--out-units', 5)
+    result = train(*args, '-e', 2, '--out', out)
+    assert result.returncode == 0, result.stderr
+    return args, out
+
+
 @pytest.mark.parametrize(
-    ('environment', 'W_shape', 'total'),
+    ('environment', 'W_shape', 'total', 'graphviz'),
     [
-        ({}, (900, 100), '884,010'),
-        ({'CHAINER_SHARED_PATCH': '0'}, (900, 1000), '1,694,010'),
+        ({}, (900, 100), '884,010', True),
+        ({'CHAINER_SHARED_PATCH': '0'}, (900, 1000), '1,694,010', False),
     ],
 )
-def test_toggle_on_the_sample(tmp_path, environment, W_shape, total):
+def test_toggle_on_the_sample(tmp_path, environment, W_shape, total, graphviz):
+    path = make_dot(tmp_path / 'bin', 'echo image > "$4"')
+    if not graphviz:
+        os.unlink(os.path.join(path, 'dot'))
+    tmp_path = tmp_path / 'out'
     args = ('--dataset', 'sample', '--epoch', 1, '--out', tmp_path)
-    result = train(*args, **environment)
+    result = train(*args, PATH=path, **environment)
     assert result.returncode == 0, result.stderr
     # Chance is 0.1.
     (line,) = [
@@ -78,6 +127,8 @@ def test_toggle_on_the_sample(tmp_path, environment, W_shape, total):
     )
     expected = ['accuracy.png', 'cg.dot', 'log', 'loss.png', 'model.npz']
     expected.append('snapshot_epoch_1')
+    if graphviz:
+        expected.insert(2, 'cg.png')
     assert sorted(os.listdir(tmp_path)) == expected
     for name in expected:
         assert '  {}\n'.format(tmp_path / name) in result.stdout
@@ -85,7 +136,10 @@ def test_toggle_on_the_sample(tmp_path, environment, W_shape, total):
 
 def test_resumed_training_is_the_uninterrupted_one(tmp_path, small):
     def run(out, *args):
-        result = train('--dataset', small, '--out', tmp_path / out, *args)
+        network = ('--unit', 100, '--out-units', 50)
+        result = train(
+            *('--dataset', small, '--out', tmp_path / out, *network, *args)
+        )
         assert result.returncode == 0, result.stderr
         return load(tmp_path / out / 'model.npz')
 
@@ -115,21 +169,377 @@ def test_resuming_another_network(tmp_path, small):
     args = ('--dataset', small, '--out', tmp_path, '-e', 1)
     assert train(*args).returncode == 0
     snapshot = tmp_path / 'snapshot_epoch_1'
-    (tmp_path / 'nonsense').write_bytes(snapshot.read_bytes()[:1000])
+    nonsense = tmp_path / 'nonsense'
+    nonsense.write_bytes(snapshot.read_bytes()[:1000])
+    biased = tmp_path / 'biased'
+    numpy.savez(
+        biased.open('wb'),
+        **{'updater/model:main/predictor/l2/b': 0, **load(snapshot)},
+    )
     for options, environment, words in (
         (('--autoload', '--common-num', 5), {}, '(900, 100), that of this'),
+        (('--resume', snapshot, '--bias'), {}, 'lacks'),
         (('--resume', snapshot, '--bias'), {}, 'l2/b'),
+        (('--resume', biased), {}, 'this network has no'),
+        (('--resume', biased), {}, 'l2/b'),
         (('--autoload',), {'CHAINER_SHARED_PATCH': '0'}, '(900, 1000)'),
-        (('--resume', tmp_path / 'nonsense'), {}, 'nonsense'),
+        (('--resume', nonsense), {}, 'nonsense'),
         (('--resume', tmp_path / 'model.npz'), {}, 'model.npz'),
         (('--autoload', '--dataset', 'sample'), {}, '600 training images'),
         (('--out', snapshot), {}, 'snapshot_epoch_1'),
     ):
         result = train(*args, *options, **environment)
-        assert result.returncode == 1
-        assert 'Traceback' not in result.stderr
-        assert 'train_mnist.py: error: ' in result.stderr
+        assert_fails(result)
         assert words in result.stderr
+
+
+class Attack:
+    """What makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+MOMENT = 'updater/optimizer:main/predictor/l2/W/m'
+WEIGHT = 'updater/model:main/predictor/l1/W'
+
+
+def damage(arrays, evidence):
+    """Yields damaged contents of a snapshot, and words that say so."""
+    moment = arrays[MOMENT]
+    attack = numpy.array([Attack(evidence)], dtype=object)
+    for key, value, words in (
+        (MOMENT, attack, 'allow_pickle'),
+        ('updater/optimizer:main/t', attack.reshape(()), 'allow_pickle'),
+        ('another', attack, 'allow_pickle'),
+        (MOMENT, moment[:1], MOMENT + ' is float32 (1, 2)'),
+        (MOMENT, moment.astype('f8'), MOMENT + ' is float64 (5, 2)'),
+        (MOMENT, moment * numpy.nan, MOMENT + ' is not finite'),
+        (MOMENT, None, "lacks '" + MOMENT),
+        (WEIGHT, arrays[WEIGHT] + numpy.inf, WEIGHT + ' is not finite'),
+        (WEIGHT, None, "lacks '" + WEIGHT),
+        ('updater/optimizer:main/t', numpy.zeros(2), ''),
+        ('updater/iteration', None, 'updater/iteration'),
+        ('extensions/LogReport/_log', numpy.array('[{'), ''),
+    ):
+        damaged = {**arrays, key: value}
+        if value is None:
+            del damaged[key]
+        yield damaged, words
+
+
+def test_autoload_takes_the_newest_whole_snapshot(tmp_path, trained):
+    args, out = trained
+    expected = train(*args, '-e', 3, '--out', tmp_path / 'whole')
+    assert expected.returncode == 0
+
+    shutil.copytree(out, tmp_path / 'out')
+    evidence = tmp_path / 'evidence'
+    words = {}
+    whole = tmp_path / 'out' / 'snapshot_epoch_2'
+    paths = [whole.with_name('snapshot_epoch_{}'.format(n)) for n in range(90)]
+    damaged = iter(paths[50:])
+    for arrays, reason in damage(load(whole), evidence):
+        path = next(damaged)
+        numpy.savez(path.open('wb'), **arrays)
+        words[path] = reason
+    for content in (b'', b'nonsense', whole.read_bytes()[:-9]):
+        path = next(damaged)
+        path.write_bytes(content)
+        words[path] = ''
+    for number, path in enumerate(words):
+        os.utime(path, (2e9 + number, 2e9 + number))
+    # These are no snapshots, and nothing becomes of them.
+    others = [
+        whole.with_name(whole.name + suffix) for suffix in ('.bak', '~', '_')
+    ]
+    for path in others:
+        path.write_bytes(b'nonsense')
+        os.utime(path, (1e9, 1e9))
+    os.mkfifo(tmp_path / 'out' / 'snapshot_epoch_99')
+    os.utime(tmp_path / 'out' / 'snapshot_epoch_99', (3e9, 3e9))
+
+    result = train(*args, '-e', 3, '--out', tmp_path / 'out', '--autoload')
+    assert result.returncode == 0, result.stderr
+    lines = result.stderr.splitlines()
+    assert len(lines) == len(words)
+    # The newest is tried first.
+    for line, (path, reason) in zip(reversed(lines), words.items()):
+        assert 'cannot resume from {}: '.format(path) in line
+        assert reason in line
+    assert not evidence.exists()
+    actual = load(tmp_path / 'out' / 'model.npz')
+    for name, array in load(tmp_path / 'whole' / 'model.npz').items():
+        numpy.testing.assert_array_equal(actual[name], array)
+    for path in others:
+        assert path.read_bytes() == b'nonsense'
+
+
+def test_no_whole_snapshot(tmp_path, trained):
+    args, out = trained
+    evidence = tmp_path / 'evidence'
+    arrays, _ = next(damage(load(out / 'snapshot_epoch_2'), evidence))
+    path = tmp_path / 'out' / 'snapshot_epoch_2'
+    path.parent.mkdir()
+    numpy.savez(path.open('wb'), **arrays)
+    args += ('--out', path.parent, '-e', 3)
+    result = train(*args, '--autoload')
+    assert_fails(result, path.parent, 'without --autoload')
+    assert 'cannot resume from {}: '.format(path) in result.stderr
+    assert_fails(train(*args, '--resume', path), path, 'allow_pickle')
+    assert not evidence.exists()
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_autoload_without_a_snapshot_starts_anew(tmp_path, trained):
+    args, out = trained
+    result = train(*args, '-e', 2, '--out', tmp_path, '--autoload')
+    assert result.returncode == 0, result.stderr
+    actual = load(tmp_path / 'model.npz')
+    for name, array in load(out / 'model.npz').items():
+        numpy.testing.assert_array_equal(actual[name], array)
+
+
+@pytest.mark.parametrize('limit', [1000, 2000, 100000])
+def test_full_disk(tmp_path, trained, limit):
+    """The limits are below the graph, the plots and the snapshot."""
+    args, _ = trained
+    result = train(*args, '-e', 1, '--out', tmp_path, limit=limit)
+    assert_fails(result, 'cannot write to {}: '.format(tmp_path))
+    assert not [
+        name
+        for name in os.listdir(tmp_path)
+        if name.startswith(('tmp', 'snapshot', 'model'))
+    ]
+
+
+def test_full_disk_keeps_the_last_model(tmp_path, trained):
+    args, out = trained
+    shutil.copytree(out, tmp_path / 'out')
+    names = os.listdir(out)
+    content = (out / 'model.npz').read_bytes()
+    # There is nothing left to train, only the model to be written.
+    result = train(
+        *(*args, '-e', 2, '--out', tmp_path / 'out', '--autoload'),
+        limit=len(content) // 2,
+    )
+    assert_fails(result, 'cannot write to')
+    assert (tmp_path / 'out' / 'model.npz').read_bytes() == content
+    assert sorted(os.listdir(tmp_path / 'out')) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ('commands', 'words'),
+    [('rm -r "${2%/*}"', 'No such file'), ('exit 3', 'dot')],
+)
+def test_failure_while_training(tmp_path, trained, commands, words):
+    """The output directory vanishes, or Graphviz fails."""
+    path = make_dot(tmp_path / 'bin', commands)
+    out = tmp_path / 'out'
+    result = train(*trained[0], '-e', 1, '--out', out, PATH=path)
+    assert_fails(result, 'cannot write to {}: '.format(out), words)
+
+
+def test_out_that_cannot_be_made(tmp_path, trained):
+    (tmp_path / 'file').write_bytes(b'')
+    result = train(*trained[0], '--out', tmp_path / 'file' / 'out')
+    assert_fails(result, tmp_path / 'file' / 'out')
+
+
+def test_programming_error_gives_its_traceback(tmp_path, trained):
+    code = (
+        'import train_mnist\n'
+        'train_mnist.F.relu = lambda x: 1 / 0\n'
+        'train_mnist.main()'
+    )
+    args = ('-e', 1, '--out', tmp_path)
+    result = train(*trained[0], *args, start=('-c', code))
+    assert result.returncode == 1
+    assert result.stderr.count('Traceback') == 1
+    assert 'ZeroDivisionError' in result.stderr
+
+
+@pytest.mark.parametrize('other_run', [False, True])
+def test_leftovers_of_killed_runs(tmp_path, trained, other_run):
+    leftovers = {'tmpsnapshot_epoch_3abcd_123', 'tmpmodel.npz12345678'}
+    others = {'tmpsnapshot_epoch_notes', 'tmp', 'log_archive'}
+    for name in leftovers | others:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'file').write_bytes(b'half')
+    directory = os.open(tmp_path, os.O_RDONLY)
+    if other_run:
+        fcntl.flock(directory, fcntl.LOCK_SH)
+    result = train(*trained[0], '-e', 1, '--out', tmp_path)
+    os.close(directory)
+    assert result.returncode == 0, result.stderr
+    names = set(os.listdir(tmp_path))
+    assert others <= names
+    assert names & leftovers == (leftovers if other_run else set())
+
+
+def test_run_protects_its_own_files(tmp_path, trained):
+    """What runs write is removed by no other run that starts meanwhile."""
+    args = [*trained[0], '--out', tmp_path]
+    code = (
+        'import os, subprocess, sys, train_mnist\n'
+        'class Trigger(train_mnist.StopTrigger):\n'
+        '    def __call__(self, trainer):\n'
+        '        path = os.path.join(trainer.out, "tmpmodel.npz12345678")\n'
+        '        os.makedirs(path)\n'
+        '        args = [sys.executable, "train_mnist.py", *sys.argv[1:]]\n'
+        '        subprocess.run(args + ["-e", "1"], check=True)\n'
+        '        os.rmdir(path)\n'
+        '        return True\n'
+        'train_mnist.StopTrigger = Trigger\n'
+        'train_mnist.print_summary = lambda *args: None\n'
+        'train_mnist.main()'
+    )
+    result = train(*args, start=('-c', code))
+    assert result.returncode == 0, result.stderr
+
+
+def test_batch_of_the_whole_training_set(tmp_path, trained):
+    args = (*trained[0], '-e', 1, '--out', tmp_path / 'out', '--batchsize')
+    result = train(*args, 601)
+    assert_fails(result, '--batchsize 601', '600 images')
+    assert not (tmp_path / 'out').exists()
+    # The test set is smaller than that.
+    result = train(*args, 600)
+    assert result.returncode == 0, result.stderr
+    log = json.loads((tmp_path / 'out' / 'log').read_text())
+    assert [entry['epoch'] for entry in log] == [1]
+
+
+@pytest.mark.parametrize('terminal', [False, True])
+def test_progress_fits_80_columns(tmp_path, trained, terminal):
+    # As long a progress bar as there is, and numbers as long.
+    code = (
+        'import train_mnist\n'
+        'train_mnist.extensions.ProgressBar.__init__.__defaults__ = '
+        '(None, 1, 50, __import__("sys").stdout)\n'
+        'train_mnist.main()'
+    )
+    args = (*trained[0], '-e', '2', '--out', tmp_path, '--seed', '3')
+    if terminal:
+        parent, child = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, '-c', code, *map(str, args)],
+            cwd=str(SCRIPTS),
+            stdout=child,
+        )
+        os.close(child)
+        output = b''
+        while True:
+            try:
+                part = os.read(parent, 2**16)
+            except OSError:  # on Linux, at the end
+                break
+            if not part:
+                break
+            output += part
+        os.close(parent)
+        assert process.wait(60) == 0
+        text = re.sub('\033\\[[0-9;]*[A-Za-z]', '', output.decode())
+        assert 'this epoch [####' in text
+    else:
+        result = train(*args, start=('-c', code))
+        assert result.returncode == 0, result.stderr
+        text = result.stdout
+    lines = text.splitlines()
+    (header,) = [n for n, line in enumerate(lines) if 'train loss' in line]
+    end = lines.index('', header)
+    table = lines[header:end]
+    assert all(len(line) < 80 for line in table)
+    for name in ('epoch', 'test loss', 'train acc', 'test acc', 'seconds'):
+        assert name in table[0]
+    log = json.loads((tmp_path / 'log').read_text())
+    rows = [line.split() for line in table if re.match(r'\d+ +\d\S+ ', line)]
+    assert len(rows) == 2
+    keys = ['epoch', 'main/loss', 'validation/main/loss', 'main/accuracy']
+    keys += ['validation/main/accuracy', 'elapsed_time']
+    for row, entry in zip(rows, log):
+        assert row == ['{:g}'.format(entry[key]) for key in keys]
+
+
+@pytest.mark.parametrize('epochs', [1, 4])
+def test_plots(tmp_path, trained, epochs):
+    code = (
+        'import json, matplotlib, train_mnist\n'
+        'from matplotlib.figure import Figure\n'
+        'plots = {}\n'
+        'save = Figure.savefig\n'
+        'def savefig(figure, path, **kwargs):\n'
+        '    axes, = figure.axes\n'
+        '    save(figure, path, **kwargs)\n'
+        '    low, high = axes.get_xlim()\n'
+        '    ticks = [x for x in axes.get_xticks() if low <= x <= high]\n'
+        '    texts = axes.get_legend().get_texts()\n'
+        '    plots[path.rpartition("/")[2]] = [\n'
+        '        axes.get_title(), axes.get_xlabel(), axes.get_ylabel(),\n'
+        '        [text.get_text() for text in texts], ticks]\n'
+        'Figure.savefig = savefig\n'
+        'train_mnist.main()\n'
+        'print(json.dumps(plots))'
+    )
+    args = (*trained[0], '-e', epochs, '--out', tmp_path)
+    result = train(*args, start=('-c', code), MPLBACKEND='agg')
+    assert result.returncode == 0, result.stderr
+    plots = json.loads(result.stdout.splitlines()[-1])
+    assert sorted(plots) == ['accuracy.png', 'loss.png']
+    for name, (title, x_label, y_label, legend, ticks) in plots.items():
+        assert '784 - 20 - 5 - 10' in title
+        assert x_label == 'epoch'
+        assert y_label == name[: -len('.png')]
+        assert legend == ['training set', 'test set']
+        assert ticks
+        assert all(tick == int(tick) for tick in ticks)
+
+
+def make(target, tmp_path, **variables):
+    """Runs a target of the Makefile with a Python that shows its arguments."""
+    python = tmp_path / 'venv' / 'bin' / 'python'
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nprintf "%s\\0" "$@" > "$0.args"\n')
+    python.chmod(0o755)
+    (python.parent.parent / 'installed-plot').touch()
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ('MAKEFLAGS', 'MFLAGS', 'ARGS', 'PYTHON', 'EPOCHS')
+    }
+    subprocess.run(
+        ['make', 'VENV=' + str(python.parent.parent), target],
+        cwd=str(SCRIPTS.parent),
+        env={**environment, **variables},
+        check=True,
+        timeout=60,
+    )
+    return Path(str(python) + '.args').read_text().split('\0')[:-1]
+
+
+@pytest.mark.parametrize(
+    'name', ["a'b", 'a"b', 'a b', '$HOME $(HOME) `pwd`', '-x', '~/x', ';#*\\']
+)
+def test_make_train_takes_any_name(tmp_path, name):
+    args = make('train', tmp_path, OUT=name, DATASET='data ' + name)
+    assert '--out=' + name in args
+    assert '--dataset=data ' + name in args
+
+
+def test_out_that_looks_like_an_option(tmp_path, trained):
+    path = make_dot(tmp_path / 'bin', 'case $2 in -*) exit 1; esac')
+    args = (*trained[0], '-e', 1, '--out=-x')
+    code = (
+        'import os, runpy, sys\n'
+        'os.chdir({!r})\n'
+        'runpy.run_path({!r}, run_name="__main__")'
+    ).format(str(tmp_path), str(SCRIPTS / 'train_mnist.py'))
+    result = train(*args, start=('-c', code), PATH=path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / '-x' / 'model.npz').exists()
 
 
 def test_options(tmp_path, small):
@@ -170,7 +580,7 @@ def test_auto_falls_back_on_the_sample(tmp_path):
     assert result.returncode == 1
     assert 'train_mnist.py: error: ' in result.stderr
     assert 'Traceback' not in result.stderr
-    for mirror in mnist.MNIST.mirrors:
+    for mirror in mnist.MIRRORS:
         assert mirror in result.stderr
 
 
@@ -183,6 +593,29 @@ def test_auto_takes_the_cache(tmp_path, small):
     result = train(*args, CHAINER_DATASET_ROOT=str(tmp_path / 'root'))
     assert result.returncode == 0, result.stderr
     assert '600 training and 200 test images, MNIST' in result.stdout
+
+
+def test_fashion(tmp_path, small):
+    args = ('--dataset', 'fashion', '-e', 1, '--out', tmp_path / 'out')
+    root = tmp_path / 'root' / 'pfnet' / 'chainer' / 'fashion-mnist'
+    environment = dict.fromkeys(
+        ('http_proxy', 'https_proxy'), 'http://[::1]:9'
+    )
+    environment['CHAINER_DATASET_ROOT'] = str(tmp_path / 'root')
+    assert_fails(train(*args, **environment), 'Fashion-MNIST')
+    for kind, name in (('train', 'train.npz'), ('t10k', 'test.npz')):
+        numpy.savez(root / name, **mnist.read_directory(str(small), kind))
+    result = train(*args, **environment)
+    assert result.returncode == 0, result.stderr
+    assert '600 training and 200 test images, Fashion-MNIST' in result.stdout
+
+
+def test_damaged_data_set(tmp_path, small):
+    shutil.copytree(small, tmp_path / 'data')
+    path = tmp_path / 'data' / 't10k-labels-idx1-ubyte'
+    path.write_bytes(path.read_bytes()[:-1] + b'\x0a')
+    result = train('--dataset', path.parent, '--out', tmp_path / 'out')
+    assert_fails(result, path, 'label 10')
 
 
 @pytest.mark.parametrize(
