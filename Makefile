@@ -33,18 +33,20 @@ export PIP_BUILD_CONSTRAINT := \
     $(strip $(PIP_BUILD_CONSTRAINT) build-constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train test benchmark test-gpu wheels test-all lint format clean
+.PHONY: help train test benchmark test-gpu wheels test-kernels test-all lint \
+    format clean
 
 help:
-	@echo 'make train     train the network of the article on MNIST'
-	@echo 'make test      run the tests'
-	@echo 'make benchmark compare the speed with what one would use instead'
-	@echo 'make test-gpu  run the tests that need CuPy and a GPU'
-	@echo 'make wheels    collect what scripts/check_gpu.sh needs'
-	@echo 'make test-all  run them with every Python and NumPy that matters'
-	@echo 'make lint      check style and types'
-	@echo 'make format    format the code'
-	@echo 'make clean     remove what the above have made, but for results'
+	@echo 'make train        train the network of the article on MNIST'
+	@echo 'make test         run the tests'
+	@echo 'make benchmark    compare the speed with what one would use instead'
+	@echo 'make test-gpu     run the tests that need CuPy and a GPU'
+	@echo 'make wheels       collect what scripts/check_gpu.sh needs'
+	@echo 'make test-kernels run those of arithmetic with each BLAS kernel'
+	@echo 'make test-all     run both with every Python and NumPy that matters'
+	@echo 'make lint         check style and types'
+	@echo 'make format       format the code'
+	@echo 'make clean        remove what the above have made, but for results'
 
 train: $(VENV)/installed-plot
 	$(VENV)/bin/python scripts/train_mnist.py --epoch $(EPOCHS) \
@@ -54,7 +56,7 @@ test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest --numprocesses auto $(ARGS)
 
 benchmark: $(VENV)/installed-benchmark
-	$(VENV)/bin/python scripts/benchmark --dataset '$(DATASET)' $(ARGS)
+	$(VENV)/bin/python scripts/benchmark --dataset="$$DATASET" $(ARGS)
 
 test-gpu: $(VENV)/installed-test,$(CUDA)
 	$(VENV)/bin/python -m pytest -rs tests/gpu $(ARGS)
@@ -64,10 +66,23 @@ wheels: $(VENV)/bin/python
 	$(VENV)/bin/python -m pip wheel --quiet --wheel-dir wheels '.[test]' mock
 	rm -rf build wheels/numpy-*.whl
 
+# NumPy's OpenBLAS adds in another order with each kind of kernel. Those that
+# this processor can run, by its instructions.
+has = $(shell grep -sow -m 1 $(1) /proc/cpuinfo)
+KERNELS = Nehalem $(if $(call has,avx),Sandybridge) \
+    $(if $(call has,avx2),Haswell Zen) $(if $(call has,avx512f),SkylakeX)
+
+test-kernels: $(VENV)/installed-test
+	for kernel in $(KERNELS); do \
+	    echo "OpenBLAS with the kernels for $$kernel"; \
+	    OPENBLAS_CORETYPE=$$kernel $(VENV)/bin/python -m pytest \
+	        --numprocesses auto -m arithmetic tests || exit; \
+	done
+
 # With every Python that there is, pyenv's that are not selected included.
 test-all: export PATH := \
     $(PATH)$(shell printf ':%s' "$$(pyenv root 2> /dev/null)"/versions/*/bin)
-test-all: $(VENV)/installed-dev
+test-all: $(VENV)/installed-dev test-kernels
 	$(VENV)/bin/tox run $(ARGS)
 
 lint: $(VENV)/installed-dev

@@ -8,61 +8,12 @@ each is the other's derivative.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import chainer
 from chainer import function_node
 from chainer.backends import cuda
 import numpy
-
-# The kernels of both directions differ in what a thread does with its columns:
-# WIDTH neighbours of a row, which one load or store of up to 16 bytes moves.
-# Their indexes are narrow in the matrix of one block, and wide in the first
-# block of the other. Neighbouring threads have neighbouring columns.
-_KERNEL = """
-#include <cuda_fp16.h>
-
-template <typename Type>
-struct alignas(WIDTH * sizeof(Type)) Columns {
-    Type of[WIDTH];
-};
-
-extern "C" __global__ void NAME(
-    const SOURCE* x, TARGET* y, INDEX size, INDEX common_num, INDEX k
-) {
-    const INDEX thread = (INDEX)blockIdx.x * blockDim.x + threadIdx.x;
-    const INDEX narrow = WIDTH * thread;
-    if (narrow >= size) return;
-    const INDEX wide = narrow + narrow / k * k * (common_num - 1);
-    %s
-}
-"""
-_SOURCES = {
-    'sum_blocks': _KERNEL
-    % """
-    SUM sums[WIDTH] = {};
-    #pragma unroll 4
-    for (INDEX j = 0; j < common_num; ++j) {
-        const auto columns = *(const Columns<SOURCE>*)(x + wide + j * k);
-        for (int i = 0; i < WIDTH; ++i) sums[i] += (SUM)columns.of[i];
-    }
-    Columns<TARGET> columns;
-    for (int i = 0; i < WIDTH; ++i) columns.of[i] = (TARGET)sums[i];
-    *(Columns<TARGET>*)(y + narrow) = columns;
-    """,
-    'tile_blocks': _KERNEL
-    % """
-    const auto columns = *(const Columns<SOURCE>*)(x + narrow);
-    for (INDEX j = 0; j < common_num; ++j) {
-        *(Columns<TARGET>*)(y + wide + j * k) = columns;
-    }
-    """,
-}
-_TYPES = {'e': 'half', 'f': 'float', 'd': 'double'}
-_THREADS = 256
-# 64-bit division is several times slower.
-_INT32_SIZE = 2**30
 
 
 def sum_dtype(x: Any, *dtypes: Any) -> numpy.dtype:
@@ -82,6 +33,11 @@ def sum_blocks(x: Any, common_num: int, dtype: Any = None) -> Any:
 
     .. math:: y_{bi} = \\sum_{j=0}^{n-1} x_{b, jk+i}
 
+    The terms are not added pairwise, so that the error grows with
+    :math:`n`: a sum of 2\\ :sup:`20` terms in float32 may be right to four
+    digits only. And a sum can exceed the range of its dtype where the products
+    of a dense layer do not.
+
     Args:
         x (:ref:`ndarray`): Float matrix of shape ``(B, common_num * k)``,
             NumPy's or CuPy's, of any memory layout.
@@ -94,7 +50,8 @@ def sum_blocks(x: Any, common_num: int, dtype: Any = None) -> Any:
         stays in it, CuPy's is rounded to float16.
 
     Raises:
-        ValueError: If ``common_num`` does not divide the columns of ``x``.
+        ValueError: If ``common_num`` is less than 1 or does not divide the
+            columns of ``x``.
 
     .. admonition:: Example
 
@@ -105,34 +62,43 @@ def sum_blocks(x: Any, common_num: int, dtype: Any = None) -> Any:
 
     """
     batch_size, columns = x.shape
-    k, rest = divmod(columns, common_num)
-    if rest:
+    if common_num < 1 or columns % common_num:
         raise ValueError(
             'the columns of x must be a multiple of common_num, but x.shape '
             'is {} and common_num is {}'.format(x.shape, common_num)
         )
+    k = columns // common_num
     dtype = sum_dtype(x, dtype or x.dtype)
     if isinstance(x, cuda.ndarray):
-        with cuda.get_device_from_array(x):
-            y = cuda.cupy.empty((batch_size, k), dtype)
-            _launch('sum_blocks', x, y, common_num)
-        return y
+        return _sum_blocks_on_gpu(x, common_num, dtype)
     blocks = numpy.asarray(x).reshape(batch_size, common_num, k)
-    # A product of each row with ones sums short blocks as fast as x is copied.
-    # It does not pay for very short rows, and for long ones BLAS would wake
-    # its threads, for each anew.
-    if (
-        128 <= columns < 8192
-        and k < 1024
-        and blocks.dtype == dtype
-        and blocks.strides[2] == blocks.itemsize
-    ):
+    # BLAS sums the blocks of a row fastest, as their product with ones. Of
+    # longer rows, each would wake its threads.
+    if columns < 8192 and blocks.dtype == dtype:
         return numpy.matmul(numpy.ones(common_num, dtype), blocks)
-    if k < 256:
-        y = numpy.einsum('bnk->bk', blocks, dtype=dtype)
-    else:
-        y = numpy.add.reduce(blocks, 1, dtype)
+    y = numpy.einsum('bnk->bk', blocks, dtype=dtype)
     return numpy.ascontiguousarray(y)
+
+
+def _sum_blocks_on_gpu(x: Any, common_num: int, dtype: numpy.dtype) -> Any:
+    k = x.shape[1] // common_num
+    sum_ = numpy.promote_types(dtype, numpy.float32)
+    with cuda.get_device_from_array(x):
+        y = cuda.cupy.empty((len(x), k), sum_)
+        cuda.elementwise(
+            'raw T x, int64 common_num, int64 k',
+            'S y',
+            """
+            const auto first = i / k * k * common_num + i % k;
+            S sum = 0;
+            for (auto j = 0ll; j < common_num; ++j) {
+                sum += static_cast<S>(x[first + j * k]);
+            }
+            y = sum;
+            """,
+            'sum_blocks',
+        )(x, common_num, k, y)
+        return y.astype(dtype, copy=False)
 
 
 def tile_blocks(x: Any, common_num: int) -> Any:
@@ -158,37 +124,10 @@ def tile_blocks(x: Any, common_num: int) -> Any:
 
     """
     batch_size, k = x.shape
-    if isinstance(x, cuda.ndarray):
-        with cuda.get_device_from_array(x):
-            y = cuda.cupy.empty((batch_size, common_num * k), x.dtype)
-            _launch('tile_blocks', x, y, common_num)
-        return y
-    y = numpy.repeat(numpy.asarray(x)[:, None, :], common_num, axis=1)
+    xp = chainer.backend.get_array_module(x)
+    with cuda.get_device_from_array(x):
+        y = xp.repeat(xp.asarray(x)[:, None, :], common_num, axis=1)
     return y.reshape(batch_size, common_num * k)
-
-
-def _launch(name: str, x: Any, y: Any, common_num: int) -> None:
-    """Runs a kernel from x to y, one of which has common_num blocks."""
-    x = cuda.cupy.ascontiguousarray(x)
-    size = min(x.size, y.size)
-    if size == 0:
-        return
-    k = min(x.shape[1], y.shape[1])
-    width = math.gcd(16, k * x.itemsize, x.data.ptr) // x.itemsize
-    index = numpy.int32 if size * common_num < _INT32_SIZE else numpy.int64
-    macros = {
-        'NAME': name,
-        'SOURCE': _TYPES[x.dtype.char],
-        'TARGET': _TYPES[y.dtype.char],
-        'SUM': _TYPES[numpy.promote_types(y.dtype, numpy.float32).char],
-        'INDEX': 'int' if index is numpy.int32 else 'long long',
-        'WIDTH': width,
-    }
-    options = tuple('-D{}={}'.format(*each) for each in macros.items())
-    blocks = -(-size // (width * _THREADS))
-    arguments = (x, y, index(size), index(common_num), index(k))
-    kernel = cuda.raw(_SOURCES[name], name, options)
-    kernel((blocks,), (_THREADS,), arguments)
 
 
 class SumBlocks(function_node.FunctionNode):

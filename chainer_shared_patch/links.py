@@ -22,10 +22,10 @@ class _ArraysWithoutPickles(dict):
         self.npz = npz
 
     def __contains__(self, name: object) -> bool:
-        return name in self.npz
+        return name in self.npz.files
 
     def __missing__(self, name: str) -> numpy.ndarray:
-        if name not in self.npz:
+        if name not in self:
             raise KeyError('{} is not in the file'.format(name))
         with self.npz.zip.open(name + '.npy') as file:
             version = numpy.lib.format.read_magic(file)

@@ -9,6 +9,7 @@ among the 10 blocks of its 1000 inputs: its W is (900, 100) instead of
 import argparse
 import contextlib
 import functools
+import importlib.util
 import io
 import os
 import re
@@ -417,7 +418,8 @@ def make_trainer(args, device, train, test, description):
     trainer.extend(extensions.Evaluator(test_iter, model, device=device))
     trainer.extend(extensions.DumpGraph('main/loss'))
     trainer.extend(extensions.LogReport())
-    if extensions.PlotReport.available():
+    # Chainer's own PlotReport.available() warns where it is not.
+    if importlib.util.find_spec('matplotlib'):
         for kind in ('loss', 'accuracy'):
             trainer.extend(
                 extensions.PlotReport(

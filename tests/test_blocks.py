@@ -76,9 +76,11 @@ def test_sum_blocks_keeps_long_double():
     assert blocks.sum_blocks(x, 2)[0, 0] == 2 * x[0, 0]
 
 
-def test_sum_blocks_refuses_what_it_cannot_split():
-    with pytest.raises(ValueError, match=r'\(2, 7\) and common_num is 3'):
-        blocks.sum_blocks(numpy.zeros((2, 7), 'f'), 3)
+@pytest.mark.parametrize('common_num', [3, 14, 0, -1])
+def test_sum_blocks_refuses_what_it_cannot_split(common_num):
+    message = r'\(2, 7\) and common_num is {}$'.format(common_num)
+    with pytest.raises(ValueError, match=message):
+        blocks.sum_blocks(numpy.zeros((2, 7), 'f'), common_num)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)

@@ -1,4 +1,5 @@
 import copy
+import os
 import pickle
 import re
 
@@ -552,6 +553,47 @@ class TestWeightsOfAnotherWidth:
             vector.W = chainer.Parameter(0, (OUT,))
         with pytest.raises(ValueError, match='cannot load a W of shape'):
             self.reload(tmp_path, L.Linear(K, OUT), vector)
+
+    @pytest.mark.parametrize('name', ['W', 'b'])
+    def test_objects_are_not_unpickled(self, tmp_path, name):
+        path = str(tmp_path / 'link.npz')
+        ran = tmp_path / 'ran'
+
+        class Trap:
+            def __reduce__(self):
+                return os.mkdir, (str(ran),)
+
+        arrays = {'W': numpy.zeros((OUT, K)), 'b': numpy.zeros(OUT)}
+        arrays[name] = numpy.array([Trap()], object)
+        numpy.savez(path, **arrays)
+        with pytest.raises(ValueError, match=name + ' is an array of objects'):
+            load_npz(path, L.Linear(K, OUT))
+        assert not ran.exists()
+        # It is the patch that keeps Chainer from that.
+        uninstall()
+        with pytest.raises(Exception):  # noqa: B017
+            load_npz(path, L.Linear(K, OUT))
+        assert ran.exists()
+
+    def test_link_of_no_width_yet_is_loaded_as_such(self, tmp_path):
+        self.reload(tmp_path, L.Linear(None, OUT), L.Linear(None, OUT))
+        target = L.Linear(None, OUT)
+        self.reload(tmp_path, L.Linear(None, OUT), target)
+        assert target.W.array is None
+
+    def test_every_array_is_read_once(self, tmp_path, monkeypatch):
+        path = str(tmp_path / 'link.npz')
+        save_npz(path, L.Linear(K, OUT))
+        read = []
+        read_array = numpy.lib.format.read_array
+
+        def counted(*args, **kwargs):
+            read.append(read_array(*args, **kwargs))
+            return read[-1]
+
+        monkeypatch.setattr(numpy.lib.format, 'read_array', counted)
+        load_npz(path, L.Linear(K, OUT))
+        assert sorted(array.shape for array in read) == [(OUT,), (OUT, K)]
 
     def test_missing_W_is_chainers_to_refuse(self, tmp_path):
         path = str(tmp_path / 'link.npz')
