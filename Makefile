@@ -43,7 +43,7 @@ help:
 	@echo 'make test-gpu     run the tests that need CuPy and a GPU'
 	@echo 'make wheels       collect what scripts/check_gpu.sh needs'
 	@echo 'make test-kernels run those of arithmetic with each BLAS kernel'
-	@echo 'make test-all     run both with every Python and NumPy that matters'
+	@echo 'make test-all     run all tests, with every Python and NumPy that matters'
 	@echo 'make lint         check style and types'
 	@echo 'make format       format the code'
 	@echo 'make clean        remove what the above have made, but for results'

@@ -2,8 +2,8 @@
 
 Importing this package makes Chainer work on today's Python and NumPy, and
 patches its ``LinearFunction`` unless the environment variable
-``CHAINER_SHARED_PATCH`` is 0. Import it before training; whether Chainer has
-been imported before does not matter. Under the patch, and with
+``CHAINER_SHARED_PATCH`` is 0. Import it before training, and before Chainer
+where that does not import by itself. Under the patch, and with
 ``chainer.global_config.common_num = n``, a layer whose weight has the shape
 ``(out_size, in_size / n)`` uses it for each of the ``n`` blocks of its input.
 

@@ -1,5 +1,6 @@
 import copy
 import os
+from pathlib import Path
 import pickle
 import re
 
@@ -208,6 +209,19 @@ class TestLinksOfFullyConnectedLayers:
         assert_identical_steps(actual, iterate(Unrolled(*LINKS[name]), *data))
 
 
+def test_readme_lists_the_links():
+    readme = (Path(__file__).parents[1] / 'README.md').read_text('utf-8')
+    rows = re.findall(r'^\| (yes|no) \| (.*) \|$', readme, re.MULTILINE)
+    listed = {'yes': set(), 'no': set()}
+    for answer, text in rows:
+        listed[answer].update(
+            name for name in re.findall(r'`(\w+)`', text) if hasattr(L, name)
+        )
+    assert listed['yes'] == {name.split()[0] for name in LINKS}
+    refusing = TestLinksThatAreNotShared
+    assert listed['no'] == {*refusing.N_STEP, *refusing.CASES}
+
+
 def test_lstm_of_decreasing_batch_sizes(random, algorithm):
     xs = [random.randn(size, N * K) for size in (5, 5, 3, 1)]
 
@@ -254,18 +268,19 @@ def test_tree_lstm_without_x(random, algorithm):
 
 
 class TestLinksThatAreNotShared:
-    @pytest.mark.parametrize(
-        'cls',
-        [
-            L.NStepLSTM,
-            L.NStepBiLSTM,
-            L.NStepRNNTanh,
-            L.NStepRNNReLU,
-            L.NStepBiRNNTanh,
-            L.NStepBiRNNReLU,
-        ],
+    N_STEP = (
+        'NStepLSTM',
+        'NStepBiLSTM',
+        'NStepRNNTanh',
+        'NStepRNNReLU',
+        'NStepBiRNNTanh',
+        'NStepBiRNNReLU',
     )
-    def test_n_step_is_refused(self, random, algorithm, cls):
+
+    @pytest.mark.parametrize('name', N_STEP)
+    def test_n_step_is_refused(self, random, algorithm, name):
+        cls = getattr(L, name)
+
         # By a check of Chainer's own functions, which NStepGRU's lacks.
         def make():
             return Unrolled(n_step(cls), call_n_step)

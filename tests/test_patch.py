@@ -165,7 +165,7 @@ class TestForeignPatch:
 
 
 class TestPatched:
-    def test_installs_for_the_block(self, originals):
+    def test_installs_for_the_body(self, originals):
         with patched(common_num=10, shared_algorithm='tile'):
             assert is_installed()
             assert chainer.config.common_num == 10
@@ -286,10 +286,10 @@ def run_in_threads(target, arguments):
 
 
 class TestThreads:
-    def test_blocks_that_overlap(self, originals):
+    def test_bodies_that_overlap(self, originals):
         barrier = threading.Barrier(4)
 
-        def blocks_of_one_thread(common_num):
+        def bodies_of_one_thread(common_num):
             wide = numpy.ones((2, common_num * 2), 'f')
             barrier.wait()
             for _ in range(200):
@@ -297,10 +297,10 @@ class TestThreads:
                     y = F.linear(wide, W)
                     assert (y.array == 2 * common_num).all()
 
-        run_in_threads(blocks_of_one_thread, [2, 3, 5, 10])
+        run_in_threads(bodies_of_one_thread, [2, 3, 5, 10])
         assert current() == originals
 
-    def test_a_block_is_not_disturbed_by_others(self, originals):
+    def test_a_body_is_not_disturbed_by_others(self, originals):
         done = threading.Event()
 
         def compute(_):
