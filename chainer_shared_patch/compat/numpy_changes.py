@@ -44,9 +44,9 @@ def _mend_as_strided(module: Any) -> None:
 
 def _mend_resize_images(module: Any) -> None:
     # The other functions of the module ask `xp is numpy`.
-    function = module.compute_indices_and_weights
+    names = {'__name__': module.__name__, 'numpy': NumPyWith(float=float)}
     module.compute_indices_and_weights = types.FunctionType(
-        function.__code__, {'numpy': NumPyWith(float=float)}
+        module.compute_indices_and_weights.__code__, names
     )
 
 

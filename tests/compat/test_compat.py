@@ -71,6 +71,7 @@ assert find_made_up() == made_up, find_made_up() - made_up
 """
 
 USE = """
+import sys
 import chainer, chainer.testing, numpy
 import chainer.functions as F
 with chainer.using_config('common_num', 10):
@@ -84,6 +85,8 @@ assert (x.grad == 1).all()
 x = numpy.arange(16.).reshape(1, 1, 4, 4).astype('f')
 y = F.resize_images(x, (2, 2))
 assert (y.array == [[[[0, 3], [12, 15]]]]).all(), y
+module = sys.modules['chainer.functions.array.resize_images']
+assert module.compute_indices_and_weights.__module__ == module.__name__
 
 @chainer.testing.with_requires('chainer')
 def yes():
