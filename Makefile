@@ -39,14 +39,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo 'make train        train the network of the article on MNIST'
 	@echo 'make test         run the tests'
-	@echo 'make benchmark    compare the speed with what one would use instead'
+	@echo 'make benchmark    compare the speed with that of the alternatives'
 	@echo 'make test-gpu     run the tests that need CuPy and a GPU'
 	@echo 'make wheels       collect what scripts/check_gpu.sh needs'
-	@echo 'make test-kernels run those of arithmetic with each BLAS kernel'
-	@echo 'make test-all     run all tests, with every Python and NumPy that matters'
+	@echo 'make test-kernels run the arithmetic tests with each BLAS kernel'
+	@echo 'make test-all     run all tests, with several versions of Python and NumPy'
 	@echo 'make lint         check style and types'
 	@echo 'make format       format the code'
-	@echo 'make clean        remove what the above have made, but for results'
+	@echo 'make clean        remove everything made above, except results'
 
 train: $(VENV)/installed-plot
 	$(VENV)/bin/python scripts/train_mnist.py --epoch $(EPOCHS) \

@@ -13,7 +13,11 @@ from __future__ import annotations
 import argparse
 import builtins
 import importlib
-from importlib.machinery import SourceFileLoader, SourcelessFileLoader
+from importlib.machinery import (
+    BuiltinImporter,
+    SourceFileLoader,
+    SourcelessFileLoader,
+)
 import multiprocessing.spawn
 import os
 import pkgutil
@@ -58,7 +62,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument('-m', action='store_true', help='run a module')
-    kind.add_argument('-c', action='store_true', help='run a line of code')
+    kind.add_argument('-c', action='store_true', help='run a piece of code')
     parser.add_argument(
         'program',
         nargs=argparse.REMAINDER,
@@ -89,7 +93,7 @@ def main() -> None:
         print_info()
         return
     if not args.program:
-        parser.error('a script, -m and a module, or --info is needed')
+        parser.error('give a program to run: a file, -m MODULE, -c CODE, or -')
     is_file = not (args.m or args.c or args.program[0] == '-')
     if is_file and not os.path.exists(args.program[0]):
         parser.error('there is no file {!r}'.format(args.program[0]))
@@ -101,7 +105,13 @@ def main() -> None:
     # the program has to run in it and not in another one.
     vars(sys.modules['__main__']).clear()
     vars(sys.modules['__main__']).update(
-        __name__='__main__', __builtins__=builtins
+        __name__='__main__',
+        __doc__=None,
+        __package__=None,
+        __loader__=BuiltinImporter,
+        __spec__=None,
+        __builtins__=builtins,
+        __annotations__={},
     )
     if args.m:
         runpy._run_module_as_main(sys.argv[0])  # type: ignore[attr-defined]
@@ -135,7 +145,8 @@ def _run_file(path: str) -> None:
 
 
 def _set_first_path(path: str, always: bool = False) -> None:
-    if not getattr(sys.flags, 'safe_path', False):
+    # Up to Python 3.10 only -I keeps sys.path from beginning with a path.
+    if not getattr(sys.flags, 'safe_path', sys.flags.isolated):
         sys.path[0] = path
     elif always:
         sys.path.insert(0, path)
@@ -147,9 +158,7 @@ def _compile(source: Any, name: str) -> Any:
 
 def _run_code(code: Any, **names: Any) -> None:
     namespace = vars(sys.modules['__main__'])
-    namespace.update(
-        {'__doc__': None, '__package__': None, '__spec__': None, **names}
-    )
+    namespace.update(names)
     exec(code, namespace)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any, Callable
 
@@ -59,12 +60,8 @@ def make_serialize(original: Method) -> Method:
         if isinstance(serializer, NpzDeserializer) and isinstance(
             serializer.npz, numpy.lib.npyio.NpzFile
         ):
-            serializer = NpzDeserializer(
-                _ArraysWithoutPickles(serializer.npz),
-                serializer.path,
-                serializer.strict,
-                serializer.ignore_names,
-            )
+            serializer = copy.copy(serializer)
+            serializer.npz = _ArraysWithoutPickles(serializer.npz)
         if isinstance(serializer, chainer.Deserializer):
             _check_stored_shape(self, serializer)
         original(self, serializer)

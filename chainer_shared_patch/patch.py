@@ -159,7 +159,7 @@ def _leave(error_type: Any, *_: Any) -> None:
         except RuntimeError as error:
             if error_type is None:
                 raise
-            warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+            warnings.warn(str(error), RuntimeWarning, stacklevel=5)
 
 
 def _put_in() -> None:

@@ -9,7 +9,6 @@ among the 10 blocks of its 1000 inputs: its W is (900, 100) instead of
 import argparse
 import contextlib
 import functools
-import importlib.util
 import io
 import os
 import re
@@ -17,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 
 import chainer_shared_patch
 import chainer
@@ -108,9 +108,10 @@ def integer(minimum, maximum=None, *others):
             return number
         if number is None or number < minimum or number > (maximum or number):
             raise argparse.ArgumentTypeError(
-                'must be an integer of at least {}{}, not {!r}'.format(
+                'must be an integer of at least {}{}{}, not {!r}'.format(
                     minimum,
                     ' and at most {}'.format(maximum) if maximum else '',
+                    ''.join(map(' or {}'.format, others)),
                     text,
                 )
             )
@@ -128,7 +129,13 @@ def parse_args():
     add = parser.add_argument
     add('--batchsize', '-b', type=integer(1), default=100, help='batch size')
     add('--epoch', '-e', type=integer(1), default=20, help='number of epochs')
-    add('--unit', '-u', type=integer(1), default=1000, help='units of layer 1')
+    add(
+        '--unit',
+        '-u',
+        type=integer(1, 1_000_000),
+        default=1000,
+        help='units of layer 1',
+    )
     add('--out-units', type=integer(1), default=900, help='units of layer 2')
     add(
         '--common-num',
@@ -166,7 +173,8 @@ def parse_args():
         '-f',
         type=integer(1, None, -1),
         default=1,
-        help='epochs between two snapshots; -1 for one at the end',
+        help='epochs between two snapshots, of which the newest two stay; '
+        '-1 for one at the end',
     )
     add(
         '--seed',
@@ -261,12 +269,14 @@ def make_order_sampler(seed):
 
 def find_snapshots(out):
     """Returns the paths of the snapshots in a directory, the newest first."""
-    paths = [
-        os.path.join(out, name)
-        for name in os.listdir(out)
-        if re.fullmatch('snapshot_epoch_[0-9]+', name)
-    ]
-    return sorted(filter(os.path.isfile, paths), key=os.path.getmtime)[::-1]
+    times = {}
+    for entry in os.scandir(out):
+        if re.fullmatch('snapshot_epoch_[0-9]+', entry.name):
+            # Another run may remove it, or it may be a broken link.
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_file():
+                    times[entry.path] = entry.stat().st_mtime_ns
+    return sorted(times, key=times.__getitem__, reverse=True)
 
 
 def load_snapshot(path, trainer):
@@ -301,13 +311,24 @@ def load_snapshot(path, trainer):
                     raise ValueError('its {} is not finite'.format(key))
         if others:
             raise ValueError('this network has no {}'.format(min(others)))
-        images = len(arrays['updater/iterator:main/order'])
-        if images != len(dataset):
+        order = arrays['updater/iterator:main/order']
+        if len(order) != len(dataset):
             raise ValueError(
                 'it is of {:,} training images, and here are {:,}'.format(
-                    images, len(dataset)
+                    len(order), len(dataset)
                 )
             )
+        position = arrays['updater/iterator:main/current_position']
+        if (
+            not 0 <= position <= len(order)
+            or (numpy.sort(order) != numpy.arange(len(order))).any()
+            or any(
+                (array < 0).any()
+                for name, array in arrays.items()
+                if name.endswith(('/t', '/v', '/iteration'))
+            )
+        ):
+            raise ValueError('its counts are not those of any training')
         chainer.serializers.NpzDeserializer(arrays).load(trainer)
     except Exception as error:  # whatever NumPy makes of other files
         reason = 'it lacks ' if isinstance(error, KeyError) else ''
@@ -334,6 +355,14 @@ def remove_leftovers(out):
                 shutil.rmtree(entry.path, ignore_errors=True)
     with contextlib.suppress(OSError):
         fcntl.flock(directory, fcntl.LOCK_SH)
+
+
+def remove_unfinished_picture(out):
+    """Removes the newest file if it is one that Chainer writes in place."""
+    with contextlib.suppress(OSError, ValueError):
+        newest = max(os.scandir(out), key=lambda e: e.stat().st_mtime_ns)
+        if newest.name in ('cg.dot', 'cg.png', 'loss.png', 'accuracy.png'):
+            os.remove(newest.path)
 
 
 def save_npz(path, target):
@@ -380,7 +409,7 @@ def print_summary(model, common_num, trainer, start):
     print('seconds per epoch  {:.2f}'.format(seconds))
     print('files written')
     for entry in sorted(os.scandir(trainer.out), key=lambda e: e.name):
-        if entry.stat().st_mtime >= start:
+        if entry.stat(follow_symlinks=False).st_mtime >= start:
             print('  ' + entry.path)
 
 
@@ -418,17 +447,17 @@ def make_trainer(args, device, train, test, description):
     trainer.extend(extensions.Evaluator(test_iter, model, device=device))
     trainer.extend(extensions.DumpGraph('main/loss'))
     trainer.extend(extensions.LogReport())
-    # Chainer's own PlotReport.available() warns where it is not.
-    if importlib.util.find_spec('matplotlib'):
-        for kind in ('loss', 'accuracy'):
-            trainer.extend(
-                extensions.PlotReport(
-                    ['main/' + kind, 'validation/main/' + kind],
-                    'epoch',
-                    filename='{}.png'.format(kind),
-                    postprocess=functools.partial(label, description, kind),
-                )
+    # It does nothing where there is no matplotlib, but is part of snapshots.
+    warnings.filterwarnings('ignore', 'matplotlib is not installed')
+    for kind in ('loss', 'accuracy'):
+        trainer.extend(
+            extensions.PlotReport(
+                ['main/' + kind, 'validation/main/' + kind],
+                'epoch',
+                filename='{}.png'.format(kind),
+                postprocess=functools.partial(label, description, kind),
             )
+        )
     terminal = sys.stdout.isatty()
     trainer.extend(PrintReport(sys.stdout if terminal else PlainText()))
     if terminal:
@@ -442,7 +471,8 @@ def make_trainer(args, device, train, test, description):
         snapshot(trainer)
         # Chainer's n_retains would remove a snapshot_epoch_1.bak, too.
         for path in find_snapshots(trainer.out)[2:]:
-            os.remove(path)
+            with contextlib.suppress(FileNotFoundError):  # by another run
+                os.remove(path)
 
     # The name is a part of the snapshots' entries.
     trainer.extend(
@@ -462,6 +492,7 @@ def resume(args, make):
         trainer = make()
         try:
             load_snapshot(path, trainer)
+            print('resumed from ' + path)
             return trainer
         except ValueError as error:
             sys.stderr.write('train_mnist.py: {}\n'.format(error))
@@ -473,6 +504,7 @@ def resume(args, make):
     trainer = make()
     if args.resume:
         load_snapshot(args.resume, trainer)
+        print('resumed from ' + args.resume)
     return trainer
 
 
@@ -522,6 +554,7 @@ def main():
         )
         print_summary(network, args.common_num, trainer, start)
     except (OSError, subprocess.CalledProcessError) as error:
+        remove_unfinished_picture(args.out)
         fail('cannot write to {}: {}'.format(args.out, error))
     except KeyboardInterrupt:
         print('interrupted; --autoload resumes from the latest snapshot')

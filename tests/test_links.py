@@ -590,6 +590,19 @@ class TestWeightsOfAnotherWidth:
             load_npz(path, L.Linear(K, OUT))
         assert ran.exists()
 
+    def test_deserializer_of_a_subclass_keeps_its_own_ways(self, tmp_path):
+        class Renaming(chainer.serializers.NpzDeserializer):
+            def __call__(self, key, value):
+                return super().__call__('old_' + key, value)
+
+        path = str(tmp_path / 'link.npz')
+        source = L.Linear(K, OUT)
+        numpy.savez(path, old_W=source.W.array, old_b=source.b.array)
+        target = L.Linear(K, OUT)
+        with numpy.load(path) as file:
+            Renaming(file).load(target)
+        numpy.testing.assert_array_equal(target.W.array, source.W.array)
+
     def test_link_of_no_width_yet_is_loaded_as_such(self, tmp_path):
         self.reload(tmp_path, L.Linear(None, OUT), L.Linear(None, OUT))
         target = L.Linear(None, OUT)

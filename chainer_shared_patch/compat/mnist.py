@@ -151,8 +151,12 @@ def retrieve(name: str, urls: Sequence[str] = ()) -> dict[str, numpy.ndarray]:
     try:
         with numpy.load(path) as cached:
             pair = {'x': cached['x'], 'y': cached['y']}
-        if pair['x'].shape != (len(pair['y']), 784):
-            raise ValueError('its shapes do not fit')
+        if (
+            pair['x'].shape != (*pair['y'].shape, 784)
+            or not pair['x'].dtype == pair['y'].dtype == numpy.uint8
+            or pair['y'].max() > 9
+        ):
+            raise ValueError('it holds no images and labels of digits')
     except Exception as error:  # whatever NumPy makes of damaged bytes
         raise OSError(
             '{} is damaged ({}); delete it, and it will be made again'.format(

@@ -308,11 +308,18 @@ def test_wrong_file_put_there_by_hand(files, arrays, serve, root, use):
 def test_damaged_cache(root):
     root.mkdir(parents=True)
     path = root / 'train.npz'
-    with io.BytesIO() as array, io.BytesIO() as pair:
-        numpy.save(array, numpy.zeros(3))
-        numpy.savez(pair, x=numpy.zeros((3, 784)), y=numpy.zeros(2))
-        damaged = (array.getvalue(), pair.getvalue())
-    damaged += (b'', b'PK\x03\x04 cut off', b'\x93NUMPY')
+    damaged = [b'', b'PK\x03\x04 cut off', b'\x93NUMPY']
+    x, y = numpy.zeros((3, 784), 'u1'), numpy.zeros(3, 'u1')
+    for pair in (
+        {'x': x, 'y': y[:2]},
+        {'x': x, 'y': y + 10},
+        {'x': x, 'y': y[:, None]},
+        {'x': x, 'y': y.astype('f')},
+        {'x': x * numpy.nan, 'y': y},
+    ):
+        with io.BytesIO() as file:
+            numpy.savez(file, **pair)
+            damaged.append(file.getvalue())
     for content in damaged:
         path.write_bytes(content)
         with pytest.raises(OSError, match='delete it') as info:
