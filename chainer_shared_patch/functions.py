@@ -22,6 +22,7 @@ from typing import Any
 
 from chainer_shared_patch import blocks, config
 import chainer
+import chainer.functions as F
 from chainer.functions.connection import linear
 from chainer.graph_optimizations import static_code
 from chainer.utils import type_check
@@ -109,30 +110,28 @@ class SharedLinearFunction(linear.LinearFunction):
             if 0 in indexes:
                 if summing:
                     # The gradient of this is a sum of blocks.
-                    dtype = blocks.sum_dtype(gy.array)
-                    gx = _grad_data(W, chainer.functions.cast(gy, dtype))
-                    gx = _tile_blocks(gx, n)
+                    wide_gy = F.cast(gy, blocks.sum_dtype(gy.array))
+                    (gx,) = linear.LinearGradData().apply((W, wide_gy))
+                    (gx,) = blocks.TileBlocks(n).apply((gx,))
                 else:
-                    gx = _grad_data(_tile_blocks(W, n), gy)
-                ret.append(chainer.functions.cast(gx, x.dtype))
+                    (tiled_W,) = blocks.TileBlocks(n).apply((W,))
+                    (gx,) = linear.LinearGradData().apply((tiled_W, gy))
+                ret.append(F.cast(gx, x.dtype))
             if 1 in indexes:
-                if summing:
-                    gW = _grad_weight(self._get_summed_x(x, W), gy, W.dtype)
+                if not summing:
+                    (gW,) = linear.LinearGradWeight(W.dtype).apply((x, gy))
+                    (gW,) = blocks.SumBlocks(n, W.dtype).apply((gW,))
                 else:
-                    gW = _grad_weight(x, gy, W.dtype)
-                    gW = _sum_blocks(gW, n, W.dtype)
-                ret.append(chainer.functions.cast(gW, W.dtype))
+                    if chainer.config.enable_backprop:
+                        # What forward has kept is no part of the graph of x.
+                        (x,) = blocks.SumBlocks(n, W.dtype).apply((x,))
+                    else:
+                        x = chainer.as_variable(self._summed_x)
+                    (gW,) = linear.LinearGradWeight(W.dtype).apply((x, gy))
+                ret.append(F.cast(gW, W.dtype))
             if 2 in indexes:
-                ret.append(chainer.functions.sum(gy, axis=0))
+                ret.append(F.sum(gy, axis=0))
         return ret
-
-    def _get_summed_x(
-        self, x: chainer.Variable, W: chainer.Variable
-    ) -> chainer.Variable:
-        # What forward has kept is no part of the graph of x.
-        if chainer.config.enable_backprop:
-            return _sum_blocks(x, self.common_num, W.dtype)
-        return chainer.as_variable(self._summed_x)
 
 
 # A static graph runs again only what it has seen as static code, and follows
@@ -154,26 +153,6 @@ def _static_tile_blocks(common_num: int, inputs: list) -> tuple:
 @static_code
 def _static_cast(dtype: numpy.dtype, inputs: list) -> tuple:
     return (inputs[0].astype(dtype),)
-
-
-def _sum_blocks(
-    x: chainer.Variable, common_num: int, dtype: numpy.dtype
-) -> chainer.Variable:
-    return blocks.SumBlocks(common_num, dtype).apply((x,))[0]
-
-
-def _tile_blocks(x: chainer.Variable, common_num: int) -> chainer.Variable:
-    return blocks.TileBlocks(common_num).apply((x,))[0]
-
-
-def _grad_data(W: chainer.Variable, gy: chainer.Variable) -> chainer.Variable:
-    return linear.LinearGradData().apply((W, gy))[0]
-
-
-def _grad_weight(
-    x: chainer.Variable, gy: chainer.Variable, dtype: numpy.dtype
-) -> chainer.Variable:
-    return linear.LinearGradWeight(dtype).apply((x, gy))[0]
 
 
 def _shapes(in_types: Any) -> list[tuple]:

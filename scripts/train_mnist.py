@@ -129,13 +129,7 @@ def parse_args():
     add = parser.add_argument
     add('--batchsize', '-b', type=integer(1), default=100, help='batch size')
     add('--epoch', '-e', type=integer(1), default=20, help='number of epochs')
-    add(
-        '--unit',
-        '-u',
-        type=integer(1, 1_000_000),
-        default=1000,
-        help='units of layer 1',
-    )
+    add('--unit', '-u', type=integer(1), default=1000, help='units of layer 1')
     add('--out-units', type=integer(1), default=900, help='units of layer 2')
     add(
         '--common-num',
@@ -192,22 +186,10 @@ def parse_args():
     if not chainer_shared_patch.is_installed():
         args.common_num = 1
     if args.unit % args.common_num:
-        divisors = [n for n in range(1, args.unit + 1) if not args.unit % n]
-        near = sorted(divisors, key=lambda n: abs(n - args.common_num))[:3]
-        below = args.unit - args.unit % args.common_num
+        above = args.unit + -args.unit % args.common_num
         parser.error(
-            '--unit {} cannot be split into {} equal blocks; the divisors of '
-            '{} nearby are {}, the units nearby that can are {}'.format(
-                args.unit,
-                args.common_num,
-                args.unit,
-                ', '.join(map(str, sorted(near))),
-                ' and '.join(
-                    str(unit)
-                    for unit in (below, below + args.common_num)
-                    if unit
-                ),
-            )
+            '--unit {} cannot be split into --common-num {} equal blocks; '
+            '--unit {} can'.format(args.unit, args.common_num, above)
         )
     if args.resume and not os.path.isfile(args.resume):
         parser.error('--resume: there is no file {}'.format(args.resume))

@@ -654,8 +654,8 @@ def test_damaged_data_set(tmp_path, small):
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        (('--unit', 1001), ('1001', '7, 11, 13', '1000 and 1010')),
-        (('--unit', 5), ('1, 5', 'that can are 10')),
+        (('--unit', 1001), ('--unit 1001', '10 equal', '--unit 1010 can')),
+        (('--unit', 10**13 + 1), ('--unit 10000000000010 can',)),
         (('--unit', 0), ('--unit', "'0'")),
         (('--common-num', 'ten'), ('--common-num', "'ten'")),
         (('--epoch', '-1'), ('--epoch', "'-1'")),
