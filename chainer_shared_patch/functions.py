@@ -118,16 +118,14 @@ class SharedLinearFunction(linear.LinearFunction):
                     (gx,) = linear.LinearGradData().apply((tiled_W, gy))
                 ret.append(F.cast(gx, x.dtype))
             if 1 in indexes:
+                if summing and chainer.config.enable_backprop:
+                    # What forward has kept is no part of the graph of x.
+                    (x,) = blocks.SumBlocks(n, W.dtype).apply((x,))
+                elif summing:
+                    x = chainer.as_variable(self._summed_x)
+                (gW,) = linear.LinearGradWeight(W.dtype).apply((x, gy))
                 if not summing:
-                    (gW,) = linear.LinearGradWeight(W.dtype).apply((x, gy))
                     (gW,) = blocks.SumBlocks(n, W.dtype).apply((gW,))
-                else:
-                    if chainer.config.enable_backprop:
-                        # What forward has kept is no part of the graph of x.
-                        (x,) = blocks.SumBlocks(n, W.dtype).apply((x,))
-                    else:
-                        x = chainer.as_variable(self._summed_x)
-                    (gW,) = linear.LinearGradWeight(W.dtype).apply((x, gy))
                 ret.append(F.cast(gW, W.dtype))
             if 2 in indexes:
                 ret.append(F.sum(gy, axis=0))
