@@ -27,8 +27,7 @@ def test_no_warning_of_another_version(tmp_path, name, version):
     (folder / 'METADATA').write_text(
         'Metadata-Version: 2.1\nName: {}\nVersion: {}\n'.format(name, version)
     )
-    code = 'import chainer_shared_patch'
-    assert run(tmp_path, '-W', 'error', '-c', code).stderr == ''
+    assert run(tmp_path, '-c', 'import chainer_shared_patch').stderr == ''
 
 
 def test_cupy_that_misses_a_piece_still_says_so(tmp_path):

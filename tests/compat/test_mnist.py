@@ -382,7 +382,8 @@ def test_import_is_light(tmp_path):
         },
         check=True,
     )
-    assert not list(tmp_path.iterdir())
+    # CuPy makes one, where it is installed.
+    assert {path.name for path in tmp_path.iterdir()} <= {'.cupy'}
 
 
 class TestReadDirectory:
