@@ -7,4 +7,6 @@ for name in list(os.environ):
 
 # What CuPy misses where there is no GPU is not what tests of standard error
 # look for.
-os.environ['PYTHONWARNINGS'] = 'ignore::UserWarning:cupy._environment'
+os.environ['PYTHONWARNINGS'] = (
+    'ignore::UserWarning:cupy._environment,ignore:cuDNN is not'
+)

@@ -253,7 +253,11 @@ def test_info(folder):
         'chainer.datasets.mnist: ',
     ):
         assert words in result.stdout
-    (line,) = [each for each in result.stdout.splitlines() if 'cuDNN' in each]
+    (line,) = [
+        each
+        for each in result.stdout.splitlines()
+        if each.startswith('  chainer.backends.cuda: ')
+    ]
     has_cupy_14 = any(
         importing.is_at_least(name, '14')
         for name in ('cupy', 'cupy-cuda12x', 'cupy-cuda13x')
