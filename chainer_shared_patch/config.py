@@ -55,24 +55,14 @@ def check_shared_algorithm(value: Any, setting: str) -> str:
 
 
 def get_common_num() -> int:
-    """Returns the current thread's ``chainer.config.common_num``.
-
-    Raises:
-        ValueError: If it is not an integer of at least 1.
-
-    """
+    """Returns the current thread's number, or raises a ``ValueError``."""
     return check_common_num(
         chainer.config.common_num, 'chainer.config.common_num'
     )
 
 
 def get_shared_algorithm() -> str:
-    """Returns the current thread's ``chainer.config.shared_algorithm``.
-
-    Raises:
-        ValueError: If it is neither ``'sum'`` nor ``'tile'``.
-
-    """
+    """Returns the current thread's algorithm, or raises a ``ValueError``."""
     return check_shared_algorithm(
         chainer.config.shared_algorithm, 'chainer.config.shared_algorithm'
     )

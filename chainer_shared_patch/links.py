@@ -93,11 +93,7 @@ def _check_stored_shape(link: L.Linear, serializer: Any) -> None:
                 ': {} is that of an ordinary layer, and {} that of one whose '
                 'input is shared by {} blocks. Load this file into a '
                 'Linear({}, {}), or a file of the other kind'.format(
-                    wide,
-                    narrow,
-                    wide[1] // narrow[1],
-                    there[1],
-                    there[0],
+                    wide, narrow, wide[1] // narrow[1], there[1], there[0]
                 )
             )
     raise ValueError(message)
