@@ -103,8 +103,9 @@ def main() -> None:
     sys.argv = args.program
     # multiprocessing knows this module by the name __mp_main__ too, so that
     # the program has to run in it and not in another one.
-    vars(sys.modules['__main__']).clear()
-    vars(sys.modules['__main__']).update(
+    namespace = vars(sys.modules['__main__'])
+    namespace.clear()
+    namespace.update(
         __name__='__main__',
         __doc__=None,
         __package__=None,

@@ -318,6 +318,7 @@ def load_snapshot(path, trainer):
         raise ValueError(
             'cannot resume from {}: {}'.format(path, reason)
         ) from error
+    print('resumed from ' + path)
 
 
 def remove_leftovers(out):
@@ -474,7 +475,6 @@ def resume(args, make):
         trainer = make()
         try:
             load_snapshot(path, trainer)
-            print('resumed from ' + path)
             return trainer
         except ValueError as error:
             sys.stderr.write('train_mnist.py: {}\n'.format(error))
@@ -486,7 +486,6 @@ def resume(args, make):
     trainer = make()
     if args.resume:
         load_snapshot(args.resume, trainer)
-        print('resumed from ' + args.resume)
     return trainer
 
 

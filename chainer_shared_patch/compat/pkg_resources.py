@@ -11,7 +11,6 @@ from chainer_shared_patch.compat.importing import (
     is_missing,
     lent,
 )
-from packaging.requirements import Requirement
 
 
 class ResolutionError(Exception):
@@ -28,6 +27,9 @@ class WorkingSet:
             ResolutionError: If one is not.
 
         """
+        # Only Chainer's tests need it, and it takes a while to import.
+        from packaging.requirements import Requirement
+
         for requirement in map(Requirement, requirements):
             if requirement.marker and not requirement.marker.evaluate():
                 continue
