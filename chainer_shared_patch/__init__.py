@@ -27,6 +27,7 @@ from chainer_shared_patch import compat
 compat.apply()
 
 from chainer_shared_patch import config as _config
+from chainer_shared_patch.links import SharedLinear
 from chainer_shared_patch.patch import (
     install,
     is_installed,
@@ -35,7 +36,13 @@ from chainer_shared_patch.patch import (
 )
 
 __version__ = '0.1.0'
-__all__ = ['install', 'is_installed', 'patched', 'uninstall']
+__all__ = [
+    'SharedLinear',
+    'install',
+    'is_installed',
+    'patched',
+    'uninstall',
+]
 
 if _config.read_environment():
     install()

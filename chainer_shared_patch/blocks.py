@@ -28,10 +28,12 @@ def sum_dtype(x: Any, *dtypes: Any) -> numpy.dtype:
     return numpy.result_type(x.dtype, least, *dtypes)
 
 
-def sum_blocks(x: Any, common_num: int, dtype: Any = None) -> Any:
+def sum_blocks(
+    x: Any, common_num: int, dtype: Any = None, order: Any = None
+) -> Any:
     """Sums the blocks of columns of a matrix.
 
-    .. math:: y_{bi} = \\sum_{j=0}^{n-1} x_{b, jk+i}
+    .. math:: y_{bi} = \\sum_{j=0}^{n-1} x_{b, p_{jk+i}}
 
     The terms are not added pairwise, so that the error grows with
     :math:`n`: a sum of 2\\ :sup:`20` terms in float32 may be right to four
@@ -43,6 +45,9 @@ def sum_blocks(x: Any, common_num: int, dtype: Any = None) -> Any:
             NumPy's or CuPy's, of any memory layout.
         common_num (int): The number of blocks, :math:`n`.
         dtype (dtype): The dtype to sum in, if it is wider than that of ``x``.
+        order (:ref:`ndarray`): The order :math:`p` in which the columns make
+            up the blocks: an integer permutation of shape
+            ``(common_num * k,)``. If ``None``, they do as they lie.
 
     Returns:
         :ref:`ndarray`: C-contiguous matrix of shape ``(B, k)`` and of the
@@ -69,6 +74,9 @@ def sum_blocks(x: Any, common_num: int, dtype: Any = None) -> Any:
         )
     k = columns // common_num
     dtype = sum_dtype(x, dtype or x.dtype)
+    if order is not None:
+        with cuda.get_device_from_array(x):
+            x = x.take(order, axis=1)
     if isinstance(x, cuda.ndarray):
         return _sum_blocks_on_gpu(x, common_num, dtype)
     blocks = numpy.asarray(x).reshape(batch_size, common_num, k)
@@ -101,15 +109,16 @@ def _sum_blocks_on_gpu(x: Any, common_num: int, dtype: numpy.dtype) -> Any:
         return y.astype(dtype, copy=False)
 
 
-def tile_blocks(x: Any, common_num: int) -> Any:
+def tile_blocks(x: Any, common_num: int, order: Any = None) -> Any:
     """Repeats a matrix along its columns.
 
-    .. math:: y_{b, jk+i} = x_{bi}, \\quad 0 \\le j < n
+    .. math:: y_{b, p_{jk+i}} = x_{bi}, \\quad 0 \\le j < n
 
     Args:
         x (:ref:`ndarray`): Float matrix of shape ``(B, k)``, NumPy's or
             CuPy's.
         common_num (int): The number of blocks, :math:`n`.
+        order (:ref:`ndarray`): The order :math:`p` of :func:`sum_blocks`.
 
     Returns:
         :ref:`ndarray`: C-contiguous matrix of shape ``(B, common_num * k)``
@@ -126,6 +135,10 @@ def tile_blocks(x: Any, common_num: int) -> Any:
     batch_size, k = x.shape
     xp = chainer.backend.get_array_module(x)
     with cuda.get_device_from_array(x):
+        if order is not None:
+            columns = xp.empty_like(order)
+            columns[order] = xp.arange(len(order)) % k
+            return x.take(columns, axis=1)
         y = xp.repeat(xp.asarray(x)[:, None, :], common_num, axis=1)
     return y.reshape(batch_size, common_num * k)
 
@@ -133,31 +146,36 @@ def tile_blocks(x: Any, common_num: int) -> Any:
 class SumBlocks(function_node.FunctionNode):
     """:func:`sum_blocks` as a differentiable function."""
 
-    def __init__(self, common_num: int, dtype: Any = None) -> None:
+    def __init__(
+        self, common_num: int, dtype: Any = None, order: Any = None
+    ) -> None:
         self.common_num = common_num
         self.dtype = dtype
+        self.order = order
 
     def forward(self, inputs: tuple) -> tuple:
         (x,) = inputs
         self._dtype = x.dtype
-        return (sum_blocks(x, self.common_num, self.dtype),)
+        return (sum_blocks(x, self.common_num, self.dtype, self.order),)
 
     def backward(self, indexes: tuple, grad_outputs: tuple) -> tuple:
-        (gx,) = TileBlocks(self.common_num).apply(grad_outputs)
+        (gx,) = TileBlocks(self.common_num, self.order).apply(grad_outputs)
         return (chainer.functions.cast(gx, self._dtype),)
 
 
 class TileBlocks(function_node.FunctionNode):
     """:func:`tile_blocks` as a differentiable function."""
 
-    def __init__(self, common_num: int) -> None:
+    def __init__(self, common_num: int, order: Any = None) -> None:
         self.common_num = common_num
+        self.order = order
 
     def forward(self, inputs: tuple) -> tuple:
         (x,) = inputs
         self._dtype = x.dtype
-        return (tile_blocks(x, self.common_num),)
+        return (tile_blocks(x, self.common_num, self.order),)
 
     def backward(self, indexes: tuple, grad_outputs: tuple) -> tuple:
-        (gx,) = SumBlocks(self.common_num).apply(grad_outputs)
+        sum_of_blocks = SumBlocks(self.common_num, order=self.order)
+        (gx,) = sum_of_blocks.apply(grad_outputs)
         return (chainer.functions.cast(gx, self._dtype),)

@@ -42,11 +42,14 @@ class SharedLinearFunction(linear.LinearFunction):
     Attributes:
         common_num (int): The number of blocks.
         shared_algorithm (str): ``'sum'`` or ``'tile'``.
+        order (:ref:`ndarray`): The order in which the columns of the input
+            make up the blocks, or ``None`` if they do as they lie.
 
     """
 
     common_num: int
     shared_algorithm: str
+    order: Any = None
     _summed_x: Any
 
     @property
@@ -89,10 +92,12 @@ class SharedLinearFunction(linear.LinearFunction):
                 )
         x, W = inputs[:2]
         if self.shared_algorithm == 'sum':
-            (x,) = _static_sum_blocks(self.common_num, W.dtype, inputs=[x])
+            (x,) = _static_sum_blocks(
+                self.common_num, W.dtype, self.order, inputs=[x]
+            )
             self._summed_x = x
         else:
-            (W,) = _static_tile_blocks(self.common_num, inputs=[W])
+            (W,) = _static_tile_blocks(self.common_num, self.order, inputs=[W])
         # x and W now fit each other, and Chainer's own method takes over. The
         # indexes that it retains are those of the full x and the narrow W.
         (y,) = super().forward((x, W) + inputs[2:])
@@ -103,7 +108,7 @@ class SharedLinearFunction(linear.LinearFunction):
     def backward(self, indexes: tuple, grad_outputs: tuple) -> list:
         x, W = self.get_retained_inputs()
         gy = chainer.as_variable(grad_outputs[0])
-        n = self.common_num
+        n, order = self.common_num, self.order
         summing = self.shared_algorithm == 'sum'
         ret = []
         with chainer.using_config('use_ideep', self._config_use_ideep):
@@ -112,24 +117,52 @@ class SharedLinearFunction(linear.LinearFunction):
                     # The gradient of this is a sum of blocks.
                     wide_gy = F.cast(gy, blocks.sum_dtype(gy.array))
                     (gx,) = linear.LinearGradData().apply((W, wide_gy))
-                    (gx,) = blocks.TileBlocks(n).apply((gx,))
+                    (gx,) = blocks.TileBlocks(n, order).apply((gx,))
                 else:
-                    (tiled_W,) = blocks.TileBlocks(n).apply((W,))
+                    (tiled_W,) = blocks.TileBlocks(n, order).apply((W,))
                     (gx,) = linear.LinearGradData().apply((tiled_W, gy))
                 ret.append(F.cast(gx, x.dtype))
             if 1 in indexes:
                 if summing and chainer.config.enable_backprop:
                     # What forward has kept is no part of the graph of x.
-                    (x,) = blocks.SumBlocks(n, W.dtype).apply((x,))
+                    (x,) = blocks.SumBlocks(n, W.dtype, order).apply((x,))
                 elif summing:
                     x = chainer.as_variable(self._summed_x)
                 (gW,) = linear.LinearGradWeight(W.dtype).apply((x, gy))
                 if not summing:
-                    (gW,) = blocks.SumBlocks(n, W.dtype).apply((gW,))
+                    (gW,) = blocks.SumBlocks(n, W.dtype, order).apply((gW,))
                 ret.append(F.cast(gW, W.dtype))
             if 2 in indexes:
                 ret.append(F.sum(gy, axis=0))
         return ret
+
+
+def shared_linear(
+    x: Any, W: Any, b: Any, common_num: int, order: Any = None
+) -> chainer.Variable:
+    """Applies a shared layer, whether or not the patch is installed.
+
+    Args:
+        x (:class:`~chainer.Variable` or :ref:`ndarray`): Float matrix of
+            shape ``(B, common_num * k)``.
+        W (:class:`~chainer.Variable` or :ref:`ndarray`): Float matrix of
+            shape ``(out_size, k)``.
+        b (:class:`~chainer.Variable`, :ref:`ndarray` or None): Float vector
+            of shape ``(out_size,)``.
+        common_num (int): The number of blocks.
+        order (:ref:`ndarray`): The order in which the columns of the input
+            make up the blocks, or ``None`` if they do as they lie.
+
+    Returns:
+        ~chainer.Variable: Matrix of shape ``(B, out_size)``.
+
+    """
+    node = SharedLinearFunction()
+    node.common_num = common_num
+    node.shared_algorithm = config.get_shared_algorithm()
+    node.order = order
+    (y,) = node.apply((x, W) if b is None else (x, W, b))
+    return y
 
 
 # A static graph runs again only what it has seen as static code, and follows
@@ -138,14 +171,14 @@ class SharedLinearFunction(linear.LinearFunction):
 
 @static_code
 def _static_sum_blocks(
-    common_num: int, dtype: numpy.dtype, inputs: list
+    common_num: int, dtype: numpy.dtype, order: Any, inputs: list
 ) -> tuple:
-    return (blocks.sum_blocks(inputs[0], common_num, dtype),)
+    return (blocks.sum_blocks(inputs[0], common_num, dtype, order),)
 
 
 @static_code
-def _static_tile_blocks(common_num: int, inputs: list) -> tuple:
-    return (blocks.tile_blocks(inputs[0], common_num),)
+def _static_tile_blocks(common_num: int, order: Any, inputs: list) -> tuple:
+    return (blocks.tile_blocks(inputs[0], common_num, order),)
 
 
 @static_code
