@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterator
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -28,12 +29,12 @@ from chainer_shared_patch.functions import SharedLinearFunction
 import numpy
 from tabulate import SEPARATING_LINE, tabulate
 
+_CONVOLUTIONS = Convolution2DFunction, ConvolutionND
 _DECONVOLUTIONS = Deconvolution2DFunction, DeconvolutionND
 _USING_W = (
     LinearFunction,
-    Convolution2DFunction,
-    ConvolutionND,
     LocalConvolution2DFunction,
+    *_CONVOLUTIONS,
     *_DECONVOLUTIONS,
 )
 
@@ -138,6 +139,7 @@ def summary(model: chainer.Link, x: Any) -> Summary:
     mode and without a graph. The model stays as it is, its uninitialized
     parameters, persistent values and recurrent states included, and so do
     the gradients, the configuration and NumPy's random state (not CuPy's).
+    Not copied are what a closure refers to and what ``deepcopy`` refuses.
 
     Counted are the multiply-adds, for the whole of ``x``, of the functions
     ``linear``, ``matmul``, convolutions and deconvolutions of any number of
@@ -159,7 +161,7 @@ def summary(model: chainer.Link, x: Any) -> Summary:
         Summary: The rows and totals of the table, and if printed, the table.
 
     Raises:
-        TypeError: If the model is no link, or cannot be copied.
+        TypeError: If the model is no link.
 
     .. admonition:: Example
 
@@ -220,10 +222,12 @@ class _Calls(chainer.LinkHook):
     def __init__(self, model: chainer.Link) -> None:
         self.model = model
         self.links: dict[str, chainer.Link] = {}
+        self.paths: dict[int, str] = {}
         for path, link in model.namedlinks():
-            if all(link is not other for other in self.links.values()):
-                self.links[path.rstrip('/')] = link
-        self.paths = {id(link): path for path, link in self.links.items()}
+            if id(link) not in self.paths:
+                path = path.rstrip('/')
+                self.links[path] = link
+                self.paths[id(link)] = path
         self.order: dict[str, int] = {}
         self.output_shapes: dict[str, Any] = {}
         self.multiply_adds: collections.Counter = collections.Counter()
@@ -241,14 +245,18 @@ class _Calls(chainer.LinkHook):
         self.output_shapes[''] = _get_shape(y)
 
     def forward_preprocess(self, args: Any) -> None:
-        path = self.paths.get(id(args.link), self.running[-1])
-        self.running.append(path)
-        for parent in _parents(path):
-            self.order.setdefault(parent, len(self.order))
+        path = self.paths.get(id(args.link))
+        if path is not None:
+            self.running.append(path)
+            for parent in _parents(path):
+                self.order.setdefault(parent, len(self.order))
 
     def forward_postprocess(self, args: Any) -> None:
-        path = self.running.pop()
-        if id(args.link) in self.paths:
+        path = self.paths.get(id(args.link))
+        if path is not None:
+            # The model may have gone on after an error in another link.
+            while self.running.pop() != path:
+                pass
             self.output_shapes[path] = _get_shape(args.out)
 
     def record(self, function: chainer.FunctionNode, in_data: tuple) -> None:
@@ -316,19 +324,25 @@ class _FunctionCalls(chainer.FunctionHook):
 
 
 def _copy(model: chainer.Link) -> chainer.Link:
-    """Copies a model, but not what its parameters hold."""
+    """Copies a model, but not what its parameters hold.
+
+    Other than ``deepcopy``, it can copy a ``Sequential`` of lambdas.
+    """
     held = [
         each
         for param in model.params(include_uninit=False)
         for each in (param.array, param.grad, param.update_rule)
     ]
-    try:
-        return copy.deepcopy(model, {id(each): each for each in held})
-    except Exception as error:
-        raise TypeError(
-            'summary runs a copy of the model, but this {} cannot be copied: '
-            '{}'.format(type(model).__name__, error)
-        ) from error
+    memo = {id(each): each for each in held}
+    links = {id(link): link for link in model.links()}
+    for key, link in links.items():
+        memo[key] = object.__new__(type(link))
+    for key, link in links.items():
+        for name, value in vars(link).items():
+            with contextlib.suppress(Exception):  # a lock or a file, say
+                value = copy.deepcopy(value, memo)
+            vars(memo[key])[name] = value
+    return memo[id(model)]
 
 
 def _parents(path: str) -> Iterator[str]:
@@ -355,17 +369,14 @@ def _count_multiply_adds(
             places = function.common_num
     elif isinstance(function, _DECONVOLUTIONS):
         places = size_of_shape(x.shape[2:])
-    elif isinstance(function, Convolution2DFunction):
+    elif isinstance(function, _CONVOLUTIONS):
         f = function
-        places = get_conv_outsize(
-            x.shape[2], W.shape[2], f.sy, f.ph, f.cover_all, f.dy
-        ) * get_conv_outsize(
-            x.shape[3], W.shape[3], f.sx, f.pw, f.cover_all, f.dx
-        )
-    elif isinstance(function, ConvolutionND):
-        f = function
+        if isinstance(f, Convolution2DFunction):
+            strides, pads, dilates = (f.sy, f.sx), (f.ph, f.pw), (f.dy, f.dx)
+        else:
+            strides, pads, dilates = f.stride, f.pad, f.dilate
         for size, k, s, p, d in zip(
-            x.shape[2:], W.shape[2:], f.stride, f.pad, f.dilate
+            x.shape[2:], W.shape[2:], strides, pads, dilates
         ):
             places *= get_conv_outsize(size, k, s, p, f.cover_all, d)
     return len(x) * places * W.size
@@ -394,5 +405,8 @@ def _abbreviate(number: int) -> str:
     """Formats a number of a million and more with four digits and a unit."""
     if number < 10**6:
         return '{:,}'.format(number)
-    exponent = min(len(str(number)) - 1, 17) // 3
-    return '{:#.4g} {}'.format(number / 1000**exponent, 'kMGTP'[exponent - 1])
+    mantissa, exponent = '{:.3e}'.format(number).split('e')
+    thousands, rest = divmod(int(exponent), 3)
+    return '{:#.4g} {}'.format(
+        float(mantissa) * 10**rest, ' kMGTPE'[thousands]
+    )
