@@ -169,7 +169,7 @@ def reference_multiply_adds(function, *arrays):
             [(2, 3, 9, 8), (4, 3, 3, 2)],
         ),
         (
-            lambda x, W: F.convolution_2d(x, W, stride=(1, 2), cover_all=True),
+            lambda x, W: F.convolution_2d(x, W, stride=(1, 2)),
             [(2, 3, 9, 8), (4, 3, 3, 3)],
         ),
         (
@@ -196,9 +196,29 @@ def reference_multiply_adds(function, *arrays):
 )
 def test_multiply_adds_of_functions(function, shapes):
     arrays = [zeros(*shape) for shape in shapes]
-    result = summary(chainer.Sequential(function), tuple(arrays))
+    model = Model(lambda self, *args: function(*args))
+    result = summary(model, tuple(arrays))
     assert result.multiply_adds == reference_multiply_adds(function, *arrays)
     assert result.parameters == 0
+
+
+@pytest.mark.parametrize('cover_all', [False, True])
+@pytest.mark.parametrize(
+    'function, ndim', [(F.convolution_2d, 2), (F.convolution_nd, 3)]
+)
+def test_multiply_adds_with_padding(function, ndim, cover_all):
+    shapes = []
+
+    def forward(self, x, W):
+        y = function(x, W, stride=3, pad=2, cover_all=cover_all)
+        shapes.append(y.shape)
+        return y
+
+    sizes = [8, 9, 10][:ndim]
+    x, W = zeros(2, 3, *sizes), zeros(4, 3, *[3] * ndim)
+    result = summary(Model(forward), (x, W))
+    (shape,) = shapes
+    assert result.multiply_adds == numpy.prod(shape) * 3 * 3**ndim
 
 
 class TestLinks:
@@ -228,7 +248,7 @@ class TestLinks:
         link = make(6, 4)
         args = {
             L.StatelessLSTM: (None, None, x),
-            L.StatelessGRU: (None, x),
+            L.StatelessGRU: (zeros(2, 4), x),
         }.get(make, x)
         with chainer.using_config('common_num', 2):
             row = rows_of(summary(link, args))[path]
@@ -307,6 +327,13 @@ class TestLinks:
 
         (row,) = summary(Old(), zeros(2, 3)).rows
         assert row[2:] == ((2, 2), 1, 0, 0, 12)
+
+    def test_links_that_deepcopy_refuses(self):
+        model = chainer.Sequential(lambda x: x[:, :3], L.Linear(3, 4))
+        model.lock = threading.Lock()
+        result = summary(model, zeros(2, 5))
+        assert get_links(result) == [('/', 'Sequential'), ('/0', 'Linear')]
+        assert result.multiply_adds == 2 * 3 * 4
 
     def test_hook_that_replaces_the_weight(self):
         link = SharedLinear(6, 4, common_num=3)
@@ -428,12 +455,6 @@ class TestErrors:
     def test_no_link(self):
         with pytest.raises(TypeError, match='must be a chainer.Link, but is'):
             summary(F.relu, zeros(1))
-
-    def test_model_that_cannot_be_copied(self):
-        model = Model(lambda self, x: x)
-        model.lock = threading.Lock()
-        with pytest.raises(TypeError, match='this Model cannot be copied.*lo'):
-            summary(model, zeros(1))
 
 
 def test_threads():
