@@ -330,8 +330,8 @@ def _copy(model: chainer.Link) -> chainer.Link:
     """
     held = [
         each
-        for param in model.params(include_uninit=False)
-        for each in (param.array, param.grad, param.update_rule)
+        for param in model.params()
+        for each in (param.array, param._grad, param.update_rule)
     ]
     memo = {id(each): each for each in held}
     links = {id(link): link for link in model.links()}
