@@ -135,8 +135,10 @@ class TestArithmetic:
 
         class Dense(L.Linear):
             def forward(self, x):
-                wide = F.concat([self.W] * N)
-                return F.linear(x, wide[:, numpy.argsort(order)], self.b)
+                wide = F.matmul(F.concat([self.W] * N), in_order)
+                return F.linear(x, wide, self.b)
+
+        in_order = helpers.DEVICE.send(numpy.eye(N * K)[order])
 
         with chainer.using_config('dtype', 'd'):
             dense = Dense(K, OUT, nobias)
@@ -166,7 +168,7 @@ class TestArithmetic:
     @pytest.mark.parametrize('nobias', [False, True])
     def test_double_backward(self, random, algorithm, patch, orders, nobias):
         x, W, b, gy = make_arrays(random.randn, *SIZES)
-        link = make_link(orders[0], nobias)
+        link = make_link(orders[0], nobias).to_device(helpers.DEVICE)
 
         def forward(x, W, *b):
             link.W, (link.b,) = W, b or (None,)
@@ -174,6 +176,7 @@ class TestArithmetic:
 
         arrays = (x, W) if nobias else (x, W, b)
         gg = tuple(random.randn(*a.shape) for a in arrays)
+        arrays, gy, gg = (helpers.DEVICE.send(a) for a in (arrays, gy, gg))
         gradient_check.check_backward(forward, arrays, gy, dtype='d')
         gradient_check.check_double_backward(
             forward, arrays, gy, gg, dtype='d'
@@ -195,8 +198,10 @@ class TestArithmetic:
         y.grad = helpers.DEVICE.send(gy.astype('e'))
         y.backward()
         expected = reference(x[:, PERMUTATION], W, b, gy, N)
-        actual = [y.array, v.grad[:, PERMUTATION], link.W.grad, link.b.grad]
-        for a, e in zip(to_cpu(actual), expected):
+        arrays = [y.array, v.grad, link.W.grad, link.b.grad]
+        actual = to_cpu(arrays)
+        actual[1] = actual[1][:, PERMUTATION]
+        for a, e in zip(actual, expected):
             assert a.dtype == numpy.float16
             numpy.testing.assert_array_equal(a, e)
 
@@ -597,6 +602,25 @@ class TestCopies:
         other.copyparams(model)
         numpy.testing.assert_array_equal(other(x).array, y)
         assert 'common_num=3' in str(model)
+
+    def test_order_moves_with_the_link(self):
+        class Doubling(chainer.device_resident.DeviceResidentsVisitor):
+            def visit_device_resident(self, device_resident):
+                pass
+
+            def visit_variable(self, param):
+                pass
+
+            def visit_array(self, array):
+                return 2 * array
+
+        link = make_link(PERMUTATION)
+        link.device_resident_accept(Doubling())
+        numpy.testing.assert_array_equal(link.order, 2 * PERMUTATION)
+        for order in (None, 'interleaved'):
+            link = SharedLinear(None, OUT, common_num=N, order=order)
+            link.device_resident_accept(Doubling())
+            assert link.order == order
 
     def test_nothing_is_persistent(self):
         # ChainerMN's AllreducePersistent takes the mean of what is.
