@@ -20,6 +20,7 @@ import chainer.functions as F
 import chainer.links as L
 from chainer.serializers import load_npz, save_npz
 from chainer.utils.type_check import InvalidType
+from chainer_shared_patch.functions import shared_linear
 from chainer_shared_patch.links import check_divides
 import numpy
 import pytest
@@ -44,6 +45,7 @@ from tests.helpers import (
     reference,
     to_cpu,
 )
+from tests.test_double_backward import derivatives
 
 pytestmark = pytest.mark.arithmetic
 
@@ -180,6 +182,24 @@ class TestArithmetic:
         gradient_check.check_backward(forward, arrays, gy, dtype='d')
         gradient_check.check_double_backward(
             forward, arrays, gy, gg, dtype='d'
+        )
+
+    def test_three_orders_of_derivatives(self, random, algorithm, orders):
+        given, order = orders
+        order = helpers.DEVICE.send(order)
+        in_order = helpers.DEVICE.send(numpy.eye(N * K)[orders[1]])
+        *arrays, _ = make_arrays(random.randn, *SIZES)
+        weights = [[random.randn(*a.shape) for a in arrays] for _ in range(3)]
+
+        def shared(x, W, b):
+            return shared_linear(x, W, b, N, None if given is None else order)
+
+        def dense(x, W, b):
+            return F.linear(x, F.matmul(F.concat([W] * N), in_order), b)
+
+        assert_same_steps(
+            derivatives(shared, arrays, weights, 1),
+            derivatives(dense, arrays, weights, 1),
         )
 
     def test_mixed16(self, random, algorithm):
@@ -419,6 +439,20 @@ class TestLazyInitialization:
         with pytest.raises(InvalidType):
             twin(x[:, :-N])
         numpy.testing.assert_array_equal(twin(x).array, y.array)
+
+    @pytest.mark.parametrize('how', ['npz', 'copyparams'])
+    def test_links_that_share_W_are_copied(self, random, tmp_path, how):
+        link = SharedLinear(None, OUT, common_num=N, order='interleaved')
+        link, twin = link.repeat(2, 'share')
+        x = random.randn(BATCH, N * K).astype('f')
+        y = link(x)
+        target = SharedLinear(N * K, OUT, common_num=N)
+        if how == 'npz':
+            save_npz(str(tmp_path / 'link.npz'), twin)
+            load_npz(str(tmp_path / 'link.npz'), target)
+        else:
+            target.copyparams(twin)
+        numpy.testing.assert_array_equal(target(x).array, y.array)
 
     def test_optimizer_made_before_the_first_input(self, random):
         link = SharedLinear(None, OUT, common_num=N, order='interleaved')
@@ -690,6 +724,8 @@ class TestSerialization:
     def test_file_of_a_link_of_no_width_yet(self, random, path):
         lazy = SharedLinear(None, OUT, common_num=N, order='interleaved')
         save_npz(path, lazy)
+        with numpy.load(path, allow_pickle=False) as file:
+            assert file['order'].dtype == numpy.int64
         for target in (
             SharedLinear(None, OUT, common_num=N, order='interleaved'),
             SharedLinear(N * K, OUT, common_num=N, order='interleaved'),
