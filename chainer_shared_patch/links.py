@@ -209,7 +209,9 @@ class SharedLinear(L.Linear):
         y = W \\sum_{j=0}^{n-1} (x_{p_{jk}}, ..., x_{p_{jk+k-1}})^\\top + b
 
     It works whether or not the patch is installed, and whatever
-    ``chainer.config.common_num`` is.
+    ``chainer.config.common_num`` is. A file of it holds ``common_num``, which
+    has to be that of the link to load it, and the order, which that link
+    takes.
 
     Args:
         in_size (int or None): The full width of the input. If ``None``, or if
@@ -249,6 +251,13 @@ class SharedLinear(L.Linear):
         (900, 100)
         >>> layer(np.ones((32, 1000), np.float32)).shape
         (32, 900)
+
+        Neighbours share, here the pixels of a row in twos:
+
+        >>> layer = chainer_shared_patch.SharedLinear(
+        ...     6, 1, common_num=2, order='interleaved')
+        >>> layer.order
+        array([0, 2, 4, 1, 3, 5])
 
     """
 
