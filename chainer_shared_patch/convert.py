@@ -32,10 +32,12 @@ class SharedLayer(NamedTuple):
         common_num (int): The number of blocks that share its weight.
         size (int): The number of its parameters.
         dense_size (int): The number of its parameters before.
-        weight_error (float): The Frobenius norm of what the wide weight
-            differs by, relative to the norm of the weight before.
-        output_error (float): The same of its outputs for the calibration
-            inputs, or ``None`` without those.
+        weight_error (float): The Frobenius norm of the difference between
+            the columns of the weight before and their means, relative to the
+            norm of that weight.
+        output_error (float): The Frobenius norm of the difference between
+            its outputs before and after, for the calibration inputs and
+            refitted, relative to those before. ``None`` without inputs.
         folded_into (str): The path of the layer whose units have the order
             now, or ``None``.
 
@@ -538,6 +540,7 @@ def _share_layer(
         grouped = order == 'grouped'
         order = group_columns(W, n, weights) if grouped else None
     narrow = _mean_of_columns(W, n, order, weights)
+    weight_error = _weight_error(W, n, order, narrow)
     bias, output_error = None, None
     if batches:
         has_bias = add_bias or link.b is not None
@@ -560,7 +563,7 @@ def _share_layer(
         n,
         new.count_params(),
         link.count_params(),
-        _weight_error(W, n, order, narrow),
+        weight_error,
         output_error,
         None,
     )
