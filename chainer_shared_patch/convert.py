@@ -358,9 +358,7 @@ def _match(
 ) -> dict[str, Any]:
     """Returns the values of the candidates that patterns match."""
     for pattern in values:
-        if pattern != '*' and not any(
-            fnmatchcase(path, pattern) for path in candidates
-        ):
+        if not any(fnmatchcase(path, pattern) for path in candidates):
             link = links.get(pattern)
             raise ValueError(
                 '{} names {}, {}; the layers to choose from are {}'.format(
