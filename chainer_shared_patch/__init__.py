@@ -26,7 +26,7 @@ from chainer_shared_patch import compat
 
 compat.apply()
 
-from chainer_shared_patch import config as _config
+from chainer_shared_patch import config as _config, exporters as _exporters
 from chainer_shared_patch.links import SharedLinear
 from chainer_shared_patch.patch import (
     install,
@@ -44,5 +44,6 @@ __all__ = [
     'uninstall',
 ]
 
+_exporters.register()
 if _config.read_environment():
     install()
