@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from chainer_shared_patch.compat import importing
 from chainer.backends.cuda import to_cpu
+from chainer_shared_patch.compat import importing
 from chainer_shared_patch.compat.importing import Fix
 from chainer_shared_patch.functions import SharedLinearFunction
 import numpy
@@ -41,7 +41,9 @@ def convert_shared_linear(params: Any) -> tuple:
     shape = (node.common_num, node.inputs[1].shape[1])
     if node.order is None:
         # 0 is the batch size, whatever it is.
-        shape_name = context.add_const(numpy.array((0, *shape), numpy.int64), 'shape')
+        shape_name = context.add_const(
+            numpy.array((0, *shape), numpy.int64), 'shape'
+        )
         x = graph.op('Reshape', [x, shape_name])
         axis = 1
     else:
