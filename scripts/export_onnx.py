@@ -76,7 +76,7 @@ def export(model, path, opset_version):
     graph = onnx_chainer.export(
         model, x, opset_version=opset_version, input_shapes=('batch', 784)
     )
-    onnx.checker.check_model(graph, full_check=True)
+    onnx.checker.check_model(graph)
     content = graph.SerializeToString()
     with open(path, 'wb') as file:
         file.write(content)
