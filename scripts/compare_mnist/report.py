@@ -1,0 +1,86 @@
+"""Tables and figures of what was compared."""
+
+import dataclasses
+import statistics
+
+from experiments import PARTS
+import numpy
+from tabulate import tabulate
+
+FIGURES = ('scratch', 'convert')  # the parts that have one
+
+
+def summarize(records, run, seeds, epoch=-1):
+    """Returns mean and standard deviation of the accuracy, in percent."""
+    percents = [
+        100 * records[dataclasses.replace(run, seed=seed)]['accuracies'][epoch]
+        for seed in range(seeds)
+    ]
+    return statistics.mean(percents), numpy.std(percents, ddof=seeds > 1)
+
+
+def format_summary(records, run, seeds, epoch):
+    mean, spread = summarize(records, run, seeds, epoch)
+    return '{:.2f}'.format(mean) + (
+        ' ± {:.2f}'.format(spread) if seeds > 1 else ''
+    )
+
+
+def make_table(rows, records, seeds, speed):
+    lines = []
+    for labels, runs in rows:
+        line = dict(labels)
+        for run in runs:
+            line['parameters'] = '{:,}'.format(records[run]['parameters'])
+            epochs = {'trained': run.epochs}
+            if run.start:
+                column = 'epoch {{}} at {:g}'.format(run.learning_rate)
+                epochs = {column.format(e): e for e in (1, run.epochs)}
+                epochs = {'at once': 0, **epochs}
+            for column, epoch in epochs.items():
+                line[column] = format_summary(records, run, seeds, epoch)
+            for column, number in speed.get(run, {}).items():
+                line[column] = (
+                    '{:,}'.format(number)
+                    if isinstance(number, int)
+                    else '{:.3g}'.format(number)
+                )
+        lines.append(line)
+    return tabulate(lines, 'keys', 'pipe', disable_numparse=True)
+
+
+def plot(axes, part, rows, records, seeds):
+    """Plots test error against parameters."""
+    series = {}
+    for labels, runs in rows:
+        for run in runs[:1]:
+            x = records[run]['parameters']
+            name = labels['network']
+            for epoch in (0, -1) if run.start else (-1,):
+                label = name + (', at once' if run.start and not epoch else '')
+                point = (x, *summarize(records, run, seeds, epoch))
+                series.setdefault(label, []).append(point)
+    for name, points in series.items():
+        x, means, spreads = numpy.transpose(sorted(points))
+        style = 'o:' if name.endswith('at once') else 'o-'
+        axes.errorbar(
+            x, 100 - means, spreads, fmt=style, capsize=3, label=name
+        )
+    axes.set(xscale='log', yscale='log')
+    axes.set(xlabel='parameters', ylabel='test error [%]')
+    axes.set_title(PARTS[part][0])
+    axes.legend()
+
+
+def write_plots(parts, records, seeds, out):
+    """Writes the figures; returns the names of their files."""
+    from matplotlib.figure import Figure
+
+    names = []
+    for part in FIGURES:
+        if part in parts:
+            figure = Figure(layout='constrained')
+            plot(figure.subplots(), part, parts[part], records, seeds)
+            names.append('{}.png'.format(part))
+            figure.savefig(out / names[-1])
+    return names
