@@ -140,9 +140,10 @@ def factorize(link, rank):
     U, s, V = numpy.linalg.svd(link.W.array, full_matrices=False)
     out_size, in_size = link.W.shape
     W = U[:, :rank] * s[:rank]
+    b = chainer.as_array(link.b)
     return chainer.Sequential(
-        L.Linear(in_size, rank, True, V[:rank]),
-        L.Linear(rank, out_size, link.b is None, W, link.b and link.b.array),
+        L.Linear(in_size, rank, nobias=True, initialW=V[:rank]),
+        L.Linear(rank, out_size, b is None, W, b),
     )
 
 

@@ -1,15 +1,38 @@
 """How fast the networks train, and run in onnxruntime."""
 
+import contextlib
 import functools
+import importlib.metadata
+import os
+from pathlib import Path
+import platform
+import re
 import statistics
 import time
 
 import chainer
 from networks import Network
 import numpy
-from training import BATCH_SIZE, train
+from training import BATCH_SIZE, count_cores, train
 
 ONNX_BATCH_SIZES = (1, 32)
+
+
+def describe_machine():
+    """Returns the processor, its cores, and the versions, in words."""
+    processor = platform.processor() or platform.machine()
+    if os.path.exists('/proc/cpuinfo'):
+        models = re.findall(
+            r'model name\s*: (.+)', Path('/proc/cpuinfo').read_text()
+        )
+        processor = models[0] if models else processor
+    versions = ['Python ' + platform.python_version()]
+    for name in ('chainer', 'numpy', 'onnxruntime'):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(name + ' ' + importlib.metadata.version(name))
+    return '{}, {} cores, {}'.format(
+        processor, count_cores(), ', '.join(versions)
+    )
 
 
 def take_turns(calls, rounds, repeats):
@@ -30,25 +53,20 @@ def take_turns(calls, rounds, repeats):
     return seconds
 
 
-def measure_training(runs, data, rounds):
+def measure_training(runs, images, labels, rounds, repeats):
     """Returns the seconds per epoch of each run in each round."""
-    images, labels = data
-
-    def make_call(run):
+    batch = images[:BATCH_SIZE], labels[:BATCH_SIZE]
+    calls = {}
+    for run in runs:
         optimizer = chainer.optimizers.Adam()
         optimizer.setup(Network(run))
-        batch = images[:BATCH_SIZE], labels[:BATCH_SIZE]
-        return functools.partial(train, optimizer, *batch)
-
-    calls = {run: make_call(run) for run in runs}
+        calls[run] = functools.partial(train, optimizer, *batch)
     steps = -(-len(images) // BATCH_SIZE)
-    return {
-        run: [steps * each for each in seconds]
-        for run, seconds in take_turns(calls, rounds, 30).items()
-    }
+    seconds = take_turns(calls, rounds, repeats)
+    return {run: steps * numpy.array(seconds[run]) for run in runs}
 
 
-def measure_onnx(runs, rounds):
+def measure_onnx(runs, rounds, repeats):
     """Returns the bytes of each run's ONNX file, and its times by batch.
 
     Neither depends on what a network has been trained to.
@@ -71,24 +89,22 @@ def measure_onnx(runs, rounds):
             inputs = {session.get_inputs()[0].name: x}
             sizes[run] = len(content)
             calls[run] = functools.partial(session.run, None, inputs)
-        times[batch_size] = take_turns(calls, rounds, 100)
+        times[batch_size] = take_turns(calls, rounds, repeats)
     return sizes, times
 
 
-def measure_speed(runs, data, rounds):
+def measure_speed(runs, images, labels, rounds, repeats):
     """Returns what of each run has to do with speed, by column."""
-    training = measure_training(runs, data, rounds)
+    training = measure_training(runs, images, labels, rounds, repeats)
     columns = [
         {
-            's/epoch': statistics.median(training[run]),
-            'it / dense': statistics.median(
-                numpy.divide(training[run], training[runs[0]])
-            ),
+            's/epoch': numpy.median(training[run]),
+            'it / dense': numpy.median(training[run] / training[runs[0]]),
         }
         for run in runs
     ]
     try:
-        sizes, times = measure_onnx(runs, rounds)
+        sizes, times = measure_onnx(runs, rounds, repeats)
     except ImportError as error:
         print('nothing of ONNX was measured: {}'.format(error))
         return columns
@@ -96,5 +112,5 @@ def measure_speed(runs, data, rounds):
         line['ONNX bytes'] = sizes[run]
         for batch_size, seconds in times.items():
             name = 'ms, batch of {}'.format(batch_size)
-            line[name] = 1e3 * statistics.median(seconds[run])
+            line[name] = 1e3 * numpy.median(seconds[run])
     return columns

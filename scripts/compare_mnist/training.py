@@ -176,14 +176,15 @@ def compute_missing(runs, store, args):
                     records[run] = future.result()
                     left -= 1 + run.epochs
                     seconds = time.monotonic() - begin
-                    print(
-                        'about {:.0f} min to go; {}: {:.2%}'.format(
-                            seconds * left / (total - left) / 60,
-                            run,
-                            records[run]['accuracies'][-1],
-                        ),
-                        flush=True,
+                    text = '{} runs, {:.0f} min to go; {}, seed {}: {:.2%}'
+                    text = text.format(
+                        sum(not record for record in records.values()),
+                        seconds * left / (total - left) / 60,
+                        run,
+                        run.seed,
+                        records[run]['accuracies'][-1],
                     )
+                    print(text, flush=True)
         except BaseException:
             executor.shutdown(cancel_futures=True)
             raise

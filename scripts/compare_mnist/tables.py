@@ -1,11 +1,15 @@
 """Tables and figures of what was compared."""
 
 import dataclasses
+import shlex
 import statistics
+import sys
+import time
 
 from experiments import PARTS
 import numpy
 from tabulate import tabulate
+from training import BATCH_SIZE
 
 FIGURES = ('scratch', 'convert')  # the parts that have one
 
@@ -84,3 +88,22 @@ def write_plots(parts, records, seeds, out):
             names.append('{}.png'.format(part))
             figure.savefig(out / names[-1])
     return names
+
+
+def render(args, description, tables, plots):
+    """Renders everything as Markdown."""
+    parts = [
+        '{}, {}'.format(time.strftime('%Y-%m-%d'), description),
+        '```console\n$ {}\n```'.format(shlex.join(['python', *sys.argv])),
+        'Test accuracy in percent, the mean{} over {} seeds; Adam, batches '
+        'of {}, {} epochs from scratch.'.format(
+            ' ± standard deviation' * (args.seeds > 1),
+            args.seeds,
+            BATCH_SIZE,
+            args.epoch,
+        ),
+    ]
+    for part, table in tables.items():
+        parts += ['## ' + PARTS[part][0], table]
+    parts += ['![{0}]({0})'.format(name) for name in plots]
+    return '\n\n'.join(parts) + '\n'
