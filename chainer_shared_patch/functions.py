@@ -62,6 +62,8 @@ class SharedLinearFunction(linear.LinearFunction):
         type_check.expect(
             x_type.dtype.kind == 'f',
             W_type.dtype.kind == 'f',
+            x_type.ndim == 2,
+            W_type.ndim == 2,
         )
         x_shape, W_shape = _shapes(in_types)
         if x_shape[1] != self.common_num * W_shape[1]:

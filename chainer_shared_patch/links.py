@@ -73,10 +73,30 @@ def make_serialize(original: Method) -> Method:
     def serialize(self: L.Linear, serializer: Any) -> None:
         serializer = _refuse_pickles(serializer)
         if isinstance(serializer, chainer.Deserializer):
+            _refuse_order(self, serializer)
             _check_stored_shape(self, serializer)
         original(self, serializer)
 
     return serialize
+
+
+def _read(serializer: Any, name: str) -> Any:
+    try:
+        return serializer(name, None)
+    except KeyError:
+        return None
+
+
+def _refuse_order(link: L.Linear, serializer: Any) -> None:
+    if 'order' in vars(link):  # a subclass has its own
+        return
+    if getattr(_read(serializer, 'order'), 'size', 0):
+        raise ValueError(
+            'cannot load a SharedLinear of common_num {} that has an order '
+            'of its inputs into a Linear, which has none. Load it into a '
+            'SharedLinear, of which chainer_shared_patch.expand makes a '
+            'Linear'.format(_read(serializer, 'common_num'))
+        )
 
 
 def _check_stored_shape(link: L.Linear, serializer: Any) -> None:
@@ -129,19 +149,54 @@ class _FirstBlock(chainer.initializer.Initializer):
         array[...] = wide[:, :k]
 
 
-def check_order(order: Any, in_size: int) -> numpy.ndarray:
-    """Returns a copy of the order, or raises an error if it is none."""
-    array = numpy.array(chainer.backends.cuda.to_cpu(order))
-    if (
-        array.dtype.kind not in 'iu'
-        or array.shape != (in_size,)
-        or (numpy.sort(array) != numpy.arange(in_size)).any()
-    ):
+def check_divides(common_num: int, in_size: int) -> None:
+    """Raises an error that names the divisors nearby if it does not."""
+    if in_size % common_num:
+        divisors = [n for n in range(1, in_size + 1) if in_size % n == 0]
+        nearby = [n for n in divisors if n < common_num][-1:]
+        nearby += [n for n in divisors if n > common_num][:1]
         raise ValueError(
-            "order must be 'interleaved', None or a permutation of the "
-            'integers below in_size, {}, but it is {!r}'.format(in_size, order)
+            'common_num must divide in_size, but in_size is {} and '
+            'common_num is {}; nearby, {}'.format(
+                in_size,
+                common_num,
+                '{} and {} do'.format(*nearby)
+                if len(nearby) == 2
+                else '{} does'.format(*nearby),
+            )
         )
-    return array.astype(numpy.int64)
+
+
+def check_order(order: Any, in_size: Optional[int]) -> numpy.ndarray:
+    """Returns a copy of the order, or raises an error if it is none.
+
+    If ``in_size`` is ``None``, the order may have any length.
+    """
+    order = chainer.as_array(order)
+    if isinstance(order, chainer.backends.cuda.ndarray):
+        order = order.get()
+    array = numpy.array(order)
+    if array.ndim == 0:
+        mistake = 'it is {!r}'.format(order)
+    elif array.dtype.kind not in 'iu':
+        mistake = 'its dtype is {}'.format(array.dtype)
+    elif array.shape != (in_size or array.size,):
+        mistake = 'its shape is {}'.format(array.shape)
+    else:
+        missing = numpy.setdiff1d(numpy.arange(len(array)), array)
+        if not missing.size:
+            return array.astype(numpy.int64)
+        mistake = '{} is missing'.format(missing[0])
+    raise ValueError(
+        "order must be None, 'interleaved' or a permutation of the integers "
+        'below in_size{}, but {}'.format(
+            '' if in_size is None else ', {}'.format(in_size), mistake
+        )
+    )
+
+
+def _is_interleaved(order: Any) -> bool:
+    return isinstance(order, str) and order == 'interleaved'
 
 
 class SharedLinear(L.Linear):
@@ -158,7 +213,8 @@ class SharedLinear(L.Linear):
 
     Args:
         in_size (int or None): The full width of the input. If ``None``, or if
-            ``out_size`` is left out, the first input decides.
+            ``out_size`` is left out, the length of ``order`` or else the
+            first input decides.
         out_size (int): The width of the output.
         nobias (bool): If ``True``, there is no bias.
         initialW (:ref:`initializer <initializer>`): The initial weight. What
@@ -207,33 +263,29 @@ class SharedLinear(L.Linear):
         common_num: int,
         order: Any = None,
     ) -> None:
-        common_num = config.check_common_num(
+        self.common_num = config.check_common_num(
             common_num, 'common_num of SharedLinear'
         )
-        if initialW is None or callable(initialW):
-            initialW = _FirstBlock(
-                initializers._get_initializer(initialW), common_num
-            )
-        self.common_num = common_num
+        if out_size is None:
+            in_size, out_size = None, in_size
+        if order is not None and not _is_interleaved(order):
+            order = check_order(order, in_size)
+            in_size = len(order)
         self.order = order
+        initialW = initializers._get_initializer(initialW)
+        if not isinstance(initialW, initializers.Constant):
+            initialW = _FirstBlock(initialW, self.common_num)
         super().__init__(in_size, out_size, nobias, initialW, initial_bias)
-        self.register_persistent('common_num')
-        self.register_persistent('order')
 
     def _initialize_params(self, in_size: int) -> None:
-        if in_size % self.common_num:
-            raise ValueError(
-                'common_num must divide in_size, but in_size is {} and '
-                'common_num is {}'.format(in_size, self.common_num)
-            )
+        check_divides(self.common_num, in_size)
         k = in_size // self.common_num
-        if isinstance(self.order, str) and self.order == 'interleaved':
+        if self.W.array is None:
+            super()._initialize_params(k)
+        if _is_interleaved(self.order):
             order = numpy.arange(in_size).reshape(k, self.common_num).T.ravel()
             self.order = self.device.send(order)
-        elif self.order is not None:
-            self.order = self.device.send(check_order(self.order, in_size))
         self.in_size = in_size
-        super()._initialize_params(k)
 
     @classmethod
     def from_params(
@@ -259,6 +311,9 @@ class SharedLinear(L.Linear):
             SharedLinear: The link, with copies of the parameters.
 
         """
+        common_num = config.check_common_num(
+            common_num, 'common_num of SharedLinear'
+        )
         out_size, k = W.shape
         if b is not None and b.size != out_size:
             raise ValueError(
@@ -280,8 +335,42 @@ class SharedLinear(L.Linear):
     def printable_specs(self) -> Iterator[tuple]:
         yield from super().printable_specs
         yield 'common_num', self.common_num
-        if self.order is not None:
-            yield 'order', self.order if isinstance(self.order, str) else '...'
+        order = self.order
+        if isinstance(order, chainer.get_array_types()):
+            order = numpy.array2string(
+                chainer.backends.cuda.to_cpu(order), threshold=8
+            )
+        if order is not None:
+            yield 'order', order
+
+    def device_resident_accept(self, visitor: Any) -> None:
+        super().device_resident_accept(visitor)
+        # As a persistent value it would be averaged over ChainerMN's workers.
+        if isinstance(self.order, chainer.get_array_types()):
+            self.order = visitor.visit_array(self.order)
+
+    def copyparams(self, link: L.Linear, copy_persistent: bool = True) -> None:
+        """Copies the parameters, and the order of the inputs, of a link.
+
+        Args:
+            link (SharedLinear): The link, of the same ``common_num``.
+            copy_persistent (bool): If ``True``, also copies the persistent
+                values that a subclass may have.
+
+        """
+        if (
+            not isinstance(link, SharedLinear)
+            or link.common_num != self.common_num
+        ):
+            raise ValueError(
+                'cannot copy the parameters of {} to {}'.format(link, self)
+            )
+        super().copyparams(link, copy_persistent)
+        if link.in_size is not None:
+            self.in_size = link.in_size
+            self.order = link.order
+            if self.order is not None:
+                self.order = self.device.send(self.order)
 
     def forward(self, x: Any, n_batch_axes: int = 1) -> chainer.Variable:
         """Applies the layer.
@@ -303,12 +392,16 @@ class SharedLinear(L.Linear):
                     n_batch_axes
                 )
             )
-        columns = size_of_shape(x.shape[n_batch_axes:])
-        if self.W.array is None:
-            self._initialize_params(columns)
         batch_shape = x.shape[:n_batch_axes]
-        if x.ndim != 2:
+        columns = size_of_shape(x.shape[n_batch_axes:])
+        if n_batch_axes > 1 or x.ndim > 2:
             x = F.reshape(x, (size_of_shape(batch_shape), columns))
+        if self.in_size is None:
+            # Links that share W before it has a shape get it together.
+            W = self.W.array
+            self._initialize_params(
+                columns if W is None else self.common_num * W.shape[1]
+            )
         y = shared_linear(x, self.W, self.b, self.common_num, self.order)
         if n_batch_axes > 1:
             y = F.reshape(y, (*batch_shape, self.out_size))
@@ -316,33 +409,57 @@ class SharedLinear(L.Linear):
 
     def serialize(self, serializer: Any) -> None:
         serializer = _refuse_pickles(serializer)
-        order = self.order
-        if loading := isinstance(serializer, chainer.Deserializer):
-            order = self._read_order(serializer)
-            _check_stored_shape(self, serializer)
-            self.order = None  # what is stored need not have its shape
-        elif order is None:
-            self.order = numpy.empty(0, numpy.int64)  # None would be pickled
-        try:
-            chainer.Link.serialize(self, serializer)
-        finally:
-            self.order = order
-        if loading and self.W.array is not None:
-            self.in_size = self.common_num * self.W.shape[1]
+        # Not the method that the patch may have given Linear.
+        serialize_params = super(L.Linear, self).serialize
+        if isinstance(serializer, chainer.Deserializer):
+            in_size, order = self._read_inputs(serializer)
+            serialize_params(serializer)
+            self.in_size, self.order = in_size, order
+        else:
+            serialize_params(serializer)
+            serializer('common_num', self.common_num)
+            order = self.order
+            if order is None or self.in_size is None:
+                order = numpy.empty(0, numpy.int64)  # None would be pickled
+            serializer('order', order)
 
-    def _read_order(self, serializer: Any) -> Any:
-        common_num = serializer('common_num', None)
-        if common_num is not None and common_num != self.common_num:
+    def _read_inputs(self, serializer: Any) -> tuple:
+        """Returns in_size and order, or raises an error if W does not fit."""
+        W = serializer('W', None)
+        b = None if self.b is None else serializer('b', None)
+        if W is None:  # it is skipped, or the link saved had no width yet
+            return self.in_size, self.order
+        common_num = _read(serializer, 'common_num')
+        order = _read(serializer, 'order')
+        if common_num is None or order is None:
+            raise ValueError(
+                'cannot load a Linear, whose W has the shape {}, into a '
+                'SharedLinear. Load it into a Linear. If that is an ordinary '
+                'layer, chainer_shared_patch.share makes a SharedLinear of '
+                'it; if the patch has shared it, SharedLinear.from_params '
+                'does'.format(W.shape)
+            )
+        if not numpy.array_equal(common_num, self.common_num):
             raise ValueError(
                 'cannot load a SharedLinear of common_num {} into one of '
                 'common_num {}'.format(common_num, self.common_num)
             )
-        order = serializer('order', None)
-        if order is None:  # it is not in the file, and need not be
-            return self.order
+        lazy = self.W.array is None
+        here = (self.out_size, None) if lazy else self.W.shape
+        if W.ndim != 2 or W.shape != (here[0], here[1] or W.shape[1]):
+            raise ValueError(
+                'cannot load a W of shape {} into a SharedLinear whose W has '
+                'the shape {}'.format(W.shape, here)
+            )
+        if b is not None and b.shape != self.b.shape:
+            raise ValueError(
+                'cannot load a b of shape {} into a SharedLinear whose b has '
+                'the shape {}'.format(b.shape, self.b.shape)
+            )
+        in_size = self.common_num * W.shape[1]
         if not order.size:
-            return None
-        return self.device.send(check_order(order, order.size))
+            return in_size, None
+        return in_size, self.device.send(check_order(order, in_size))
 
 
 FACTORIES: dict[str, Callable[[Method], Method]] = {

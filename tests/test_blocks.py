@@ -1,4 +1,5 @@
 from chainer_shared_patch import blocks
+from chainer import gradient_check
 import numpy
 import pytest
 
@@ -92,3 +93,63 @@ def test_tile_blocks(random, batch_size, n, k, dtype, layout):
     assert y.dtype == dtype
     assert y.flags.c_contiguous
     numpy.testing.assert_array_equal(to_cpu(y), numpy.tile(array, (1, n)))
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize(('batch_size', 'n', 'k'), SHAPES)
+def test_sum_and_tile_in_an_order(random, batch_size, n, k, dtype, layout):
+    order = random.permutation(n * k)
+    send, place = helpers.DEVICE.send, LAYOUTS[layout]
+    x = random.randn(batch_size, n * k).astype(dtype)
+    y = blocks.sum_blocks(place(send(x)), n, order=send(order))
+    assert y.shape == (batch_size, k)
+    assert y.dtype == sum_dtype(dtype)
+    assert y.flags.c_contiguous
+    exact, scale = numpy.zeros((2, batch_size, k))
+    for position, column in enumerate(order):
+        exact[:, position % k] += x[:, column]
+        scale[:, position % k] += abs(x[:, column])
+    accumulator = numpy.promote_types(dtype, 'f')
+    assert_close(to_cpu(y), exact, scale, (n - 1, accumulator))
+
+    x = random.randn(batch_size, k).astype(dtype)
+    y = to_cpu(blocks.tile_blocks(place(send(x)), n, send(order)))
+    assert y.shape == (batch_size, n * k)
+    assert y.dtype == dtype
+    for position, column in enumerate(order):
+        numpy.testing.assert_array_equal(y[:, column], x[:, position % k])
+
+
+def test_sum_and_tile_in_an_order_are_adjoint(random):
+    # The integers are so small that all results are exact.
+    n, k = 4, 3
+    order = helpers.DEVICE.send(random.permutation(n * k))
+    x, y = (
+        helpers.DEVICE.send(random.randint(-9, 10, (5, columns)).astype('d'))
+        for columns in (n * k, k)
+    )
+    summed = blocks.sum_blocks(x, n, order=order)
+    tiled = blocks.tile_blocks(y, n, order)
+    assert (summed * y).sum() == (x * tiled).sum()
+
+
+@pytest.mark.parametrize('ordered', [True, False])
+@pytest.mark.parametrize('function', [blocks.SumBlocks, blocks.TileBlocks])
+def test_gradients(random, function, ordered):
+    n, k = 4, 3
+    order = helpers.DEVICE.send(random.permutation(n * k)) if ordered else None
+    wide, narrow, gradient = helpers.DEVICE.send(
+        [random.randn(5, columns) for columns in (n * k, k, n * k)]
+    )
+    x, gy = wide, narrow
+    if function is blocks.TileBlocks:
+        x, gy, gradient = narrow, wide, random.randn(5, k)
+        gradient = helpers.DEVICE.send(gradient)
+
+    def apply(x):
+        (y,) = function(n, order=order).apply((x,))
+        return y * y
+
+    gradient_check.check_backward(apply, x, gy, dtype='d')
+    gradient_check.check_double_backward(apply, x, gy, gradient, dtype='d')

@@ -1,0 +1,412 @@
+"""A table of a model's links, and of what each of them costs."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator
+import contextlib
+import copy
+import dataclasses
+import itertools
+import textwrap
+from typing import Any, NamedTuple
+
+import chainer
+from chainer.functions.connection.convolution_2d import Convolution2DFunction
+from chainer.functions.connection.convolution_nd import ConvolutionND
+from chainer.functions.connection.deconvolution_2d import (
+    Deconvolution2DFunction,
+)
+from chainer.functions.connection.deconvolution_nd import DeconvolutionND
+from chainer.functions.connection.linear import LinearFunction
+from chainer.functions.connection.local_convolution_2d import (
+    LocalConvolution2DFunction,
+)
+from chainer.functions.math.matmul import MatMul
+from chainer.utils import size_of_shape
+from chainer.utils.conv import get_conv_outsize
+from chainer_shared_patch.functions import SharedLinearFunction
+import numpy
+from tabulate import SEPARATING_LINE, tabulate
+
+_CONVOLUTIONS = Convolution2DFunction, ConvolutionND
+_DECONVOLUTIONS = Deconvolution2DFunction, DeconvolutionND
+_USING_W = (
+    LinearFunction,
+    LocalConvolution2DFunction,
+    *_CONVOLUTIONS,
+    *_DECONVOLUTIONS,
+)
+
+
+class LinkSummary(NamedTuple):
+    """A row of the table: a link without its children.
+
+    Attributes:
+        path (str): The path of the link, as ``namedlinks`` gives it.
+        link (str): The name of its class.
+        output_shape (tuple): The shape of its last output; a tuple or a dict
+            of shapes where it returned more than one array, and ``None``
+            where it was not called or returned no array.
+        common_num (int): The number of blocks that share its weight, or 1.
+        parameters (int): The number of elements of its parameters.
+        dense_parameters (int): The same, were no weight shared.
+        multiply_adds (int): The multiply-adds of all its calls.
+
+    """
+
+    path: str
+    link: str
+    output_shape: Any
+    common_num: int
+    parameters: int
+    dense_parameters: int
+    multiply_adds: int
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Summary:
+    """What :func:`summary` returns, which prints as a table.
+
+    Attributes:
+        rows (list of LinkSummary): The links, in the order of their calls.
+        parameters (int): The number of elements of all parameters. One that
+            several links share counts once.
+        dense_parameters (int): The same, were no weight shared by blocks.
+        nbytes (int): The size of all parameters in bytes.
+        dense_nbytes (int): The same, were no weight shared by blocks.
+        multiply_adds (int): The sum of the rows' multiply-adds.
+
+    """
+
+    rows: list[LinkSummary]
+    parameters: int
+    dense_parameters: int
+    nbytes: int
+    dense_nbytes: int
+    multiply_adds: int
+
+    def __repr__(self) -> str:
+        columns = [
+            'path',
+            'link',
+            'output\nshape',
+            'common\n_num',
+            'parameters',
+            'dense',
+            'mult-\nadds',
+        ]
+        table: list = [
+            [
+                row.path,
+                row.link,
+                _format_shape(row.output_shape),
+                row.common_num if row.common_num > 1 else '',
+                '{:,}'.format(row.parameters),
+                '{:,}'.format(row.dense_parameters),
+                _abbreviate(row.multiply_adds),
+            ]
+            for row in self.rows
+        ]
+        total = [
+            'total',
+            '',
+            '',
+            '',
+            '{:,}'.format(self.parameters),
+            '{:,}'.format(self.dense_parameters),
+            _abbreviate(self.multiply_adds),
+        ]
+        size = 'Size of the parameters: {:,} bytes'.format(self.nbytes)
+        if any(row.common_num > 1 for row in self.rows):
+            size += ' (dense: {:,} bytes)'.format(self.dense_nbytes)
+        else:
+            for cells in (columns, *table, total):
+                del cells[3], cells[4]
+        # As a row, and not as headers, the names are not padded.
+        text = tabulate(
+            [columns, SEPARATING_LINE, *table, SEPARATING_LINE, total],
+            colalign=['left'] * 3 + ['right'] * (len(columns) - 3),
+            disable_numparse=True,
+        )
+        return '{}\n{}'.format(text, size)
+
+
+def summary(model: chainer.Link, x: Any) -> Summary:
+    """Runs a model once, and tells the size and the cost of its links.
+
+    What runs is a copy of the model, on the model's own parameters, in test
+    mode and without a graph. The model stays as it is, its uninitialized
+    parameters, persistent values and recurrent states included, and so do
+    the gradients, the configuration and NumPy's random state (not CuPy's).
+    Not copied are what a closure refers to and what ``deepcopy`` refuses.
+
+    Counted are the multiply-adds, for the whole of ``x``, of the functions
+    ``linear``, ``matmul``, convolutions and deconvolutions of any number of
+    dimensions, and ``local_convolution_2d``: those that run, so that a link
+    called three times counts three times, and a shared layer multiplies with
+    its narrow weight. They belong to the innermost link whose ``__call__``
+    they run in. Biases, sums of blocks and all other functions count nothing,
+    nor do recurrent networks that cuDNN runs as a whole.
+
+    A weight counts as shared if a shared layer has used it in this run, as it
+    is. A parameter that is still uninitialized counts nothing.
+
+    Args:
+        model (~chainer.Link): The model.
+        x: What to call it with. A tuple holds several arguments, and a dict
+            keyword arguments.
+
+    Returns:
+        Summary: The rows and totals of the table, and if printed, the table.
+
+    Raises:
+        TypeError: If the model is no link.
+
+    .. admonition:: Example
+
+        >>> from chainer_shared_patch import SharedLinear
+        >>> from chainer_shared_patch.summary import summary
+        >>> import chainer
+        >>> import chainer.functions as F
+        >>> import chainer.links as L
+        >>> import numpy as np
+        >>> class MLP(chainer.Chain):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         with self.init_scope():
+        ...             self.l1 = L.Linear(784, 1000)
+        ...             self.l2 = SharedLinear(1000, 900, common_num=10)
+        ...             self.l3 = L.Linear(900, 10)
+        ...
+        ...     def forward(self, x):
+        ...         return self.l3(F.relu(self.l2(F.relu(self.l1(x)))))
+        >>> print(summary(MLP(), np.zeros((100, 784), np.float32)))
+        -----  ------------  --------  ------  ----------  ---------  -------
+        path   link          output    common  parameters      dense    mult-
+                             shape       _num                            adds
+        -----  ------------  --------  ------  ----------  ---------  -------
+        /      MLP           100x10                     0          0        0
+        /l1    Linear        100x1000             785,000    785,000  78.40 M
+        /l2    SharedLinear  100x900       10      90,900    900,900  9.000 M
+        /l3    Linear        100x10                 9,010      9,010  900,000
+        -----  ------------  --------  ------  ----------  ---------  -------
+        total                                     884,910  1,694,910  88.30 M
+        -----  ------------  --------  ------  ----------  ---------  -------
+        Size of the parameters: 3,539,640 bytes (dense: 6,779,640 bytes)
+
+    """
+
+    if not isinstance(model, chainer.Link):
+        raise TypeError(
+            'model must be a chainer.Link, but is {!r}'.format(model)
+        )
+    calls = _Calls(_copy(model))
+    random_state = numpy.random.get_state()
+    try:
+        with chainer.no_backprop_mode(), chainer.using_config('train', False):
+            # A static graph would run without calling the hooks.
+            with chainer.using_config('use_static_graph', False):
+                with calls, _FunctionCalls(calls):
+                    calls.run(x)
+    finally:
+        numpy.random.set_state(random_state)
+    return calls.summarize()
+
+
+class _Calls(chainer.LinkHook):
+    """Records the calls of a model's links, by their paths."""
+
+    name = 'chainer_shared_patch.summary'
+
+    def __init__(self, model: chainer.Link) -> None:
+        self.model = model
+        self.links: dict[str, chainer.Link] = {}
+        self.paths: dict[int, str] = {}
+        for path, link in model.namedlinks():
+            if id(link) not in self.paths:
+                path = path.rstrip('/')
+                self.links[path] = link
+                self.paths[id(link)] = path
+        self.order: dict[str, int] = {}
+        self.output_shapes: dict[str, Any] = {}
+        self.multiply_adds: collections.Counter = collections.Counter()
+        self.common_nums: dict[str, int] = {}  # of links and of parameters
+        self.running = ['']
+
+    def run(self, x: Any) -> None:
+        if isinstance(x, dict):
+            y = self.model(**x)
+        elif isinstance(x, tuple):
+            y = self.model(*x)
+        else:
+            y = self.model(x)
+        # A class with a __call__ of its own calls no hooks.
+        self.output_shapes[''] = _get_shape(y)
+
+    def forward_preprocess(self, args: Any) -> None:
+        path = self.paths.get(id(args.link))
+        if path is not None:
+            self.running.append(path)
+            for parent in _parents(path):
+                self.order.setdefault(parent, len(self.order))
+
+    def forward_postprocess(self, args: Any) -> None:
+        path = self.paths.get(id(args.link))
+        if path is not None:
+            # The model may have gone on after an error in another link.
+            while self.running.pop() != path:
+                pass
+            self.output_shapes[path] = _get_shape(args.out)
+
+    def record(self, function: chainer.FunctionNode, in_data: tuple) -> None:
+        path = self.running[-1]
+        self.multiply_adds[path] += _count_multiply_adds(function, in_data)
+        if isinstance(function, SharedLinearFunction):
+            self.common_nums[path] = function.common_num
+            for name, param in self.model.namedparams():
+                if param.array is in_data[1]:
+                    self.common_nums[name] = function.common_num
+
+    def summarize(self) -> Summary:
+        rows = []
+        totals = {}
+        for path, link in sorted(
+            self.links.items(),
+            key=lambda item: [
+                self.order.get(parent, len(self.order))
+                for parent in _parents(item[0])
+            ],
+        ):
+            sizes = {}
+            for name, param in link.namedparams(False):
+                if name.count('/') == 1:  # it is none of a child's
+                    n = self.common_nums.get(path + name, 1)
+                    size, nbytes = param.size, param.array.nbytes
+                    sizes[id(param)] = size, n * size, nbytes, n * nbytes
+            totals.update(sizes)
+            if sizes or path in self.output_shapes:
+                rows.append(
+                    LinkSummary(
+                        path or '/',
+                        type(link).__name__,
+                        self.output_shapes.get(path),
+                        self.common_nums.get(path, 1),
+                        sum(size for size, *_ in sizes.values()),
+                        sum(dense for _, dense, *_ in sizes.values()),
+                        self.multiply_adds[path],
+                    )
+                )
+        parameters, dense, nbytes, dense_nbytes = map(
+            sum, zip((0, 0, 0, 0), *totals.values())
+        )
+        return Summary(
+            rows,
+            parameters,
+            dense,
+            nbytes,
+            dense_nbytes,
+            sum(self.multiply_adds.values()),
+        )
+
+
+class _FunctionCalls(chainer.FunctionHook):
+    name = _Calls.name
+
+    def __init__(self, calls: _Calls) -> None:
+        self.calls = calls
+
+    # A layer is known to be shared only when it has run.
+    def forward_postprocess(
+        self, function: chainer.FunctionNode, in_data: tuple
+    ) -> None:
+        self.calls.record(function, in_data)
+
+
+def _copy(model: chainer.Link) -> chainer.Link:
+    """Copies a model, but not what its parameters hold.
+
+    Other than ``deepcopy``, it can copy a ``Sequential`` of lambdas.
+    """
+    held = [
+        each
+        for param in model.params()
+        for each in (param.array, param._grad, param.update_rule)
+    ]
+    memo = {id(each): each for each in held}
+    links = {id(link): link for link in model.links()}
+    for key, link in links.items():
+        memo[key] = object.__new__(type(link))
+    for key, link in links.items():
+        for name, value in vars(link).items():
+            with contextlib.suppress(Exception):  # a lock or a file, say
+                value = copy.deepcopy(value, memo)
+            vars(memo[key])[name] = value
+    return memo[id(model)]
+
+
+def _parents(path: str) -> Iterator[str]:
+    """Yields the paths that lead to a link, and its own."""
+    return itertools.accumulate(path.split('/'), '{}/{}'.format)
+
+
+def _count_multiply_adds(
+    function: chainer.FunctionNode, in_data: tuple
+) -> int:
+    if isinstance(function, MatMul):
+        a, b = in_data
+        batch = numpy.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        k = a.shape[-2 if function.transa and a.ndim > 1 else -1]
+        areas = size_of_shape(a.shape[-2:]) * size_of_shape(b.shape[-2:])
+        return size_of_shape(batch) * areas // max(k, 1)
+    if not isinstance(function, _USING_W):
+        return 0
+    x, W = in_data[:2]
+    # A sample uses every element of W in so many places.
+    places = 1
+    if isinstance(function, SharedLinearFunction):
+        if function.shared_algorithm == 'tile':
+            places = function.common_num
+    elif isinstance(function, _DECONVOLUTIONS):
+        places = size_of_shape(x.shape[2:])
+    elif isinstance(function, _CONVOLUTIONS):
+        f = function
+        if isinstance(f, Convolution2DFunction):
+            strides, pads, dilates = (f.sy, f.sx), (f.ph, f.pw), (f.dy, f.dx)
+        else:
+            strides, pads, dilates = f.stride, f.pad, f.dilate
+        for size, k, s, p, d in zip(
+            x.shape[2:], W.shape[2:], strides, pads, dilates
+        ):
+            places *= get_conv_outsize(size, k, s, p, f.cover_all, d)
+    return len(x) * places * W.size
+
+
+def _get_shape(y: Any) -> Any:
+    if isinstance(y, dict):
+        return {key: _get_shape(each) for key, each in y.items()}
+    if isinstance(y, (tuple, list)):
+        return tuple(_get_shape(each) for each in y)
+    return getattr(y, 'shape', None)
+
+
+def _format_shape(shape: Any) -> str:
+    if shape is None:
+        return '-'
+    if isinstance(shape, dict):
+        shape = tuple(shape.values())
+    if all(isinstance(each, int) for each in shape):
+        return 'x'.join(map(str, shape)) or '()'
+    text = ', '.join(map(_format_shape, shape))
+    return textwrap.shorten(text, 24, placeholder=' ...')
+
+
+def _abbreviate(number: int) -> str:
+    """Formats a number of a million and more with four digits and a unit."""
+    if number < 10**6:
+        return '{:,}'.format(number)
+    mantissa, exponent = '{:.3e}'.format(number).split('e')
+    thousands, rest = divmod(int(exponent), 3)
+    return '{:#.4g} {}'.format(
+        float(mantissa) * 10**rest, ' kMGTPE'[thousands]
+    )
