@@ -18,13 +18,13 @@ ORDERS = ('contiguous', 'random', 'interleaved', '2x2')
 HASHEDNETS = {
     8: (
         98.55,
-        Run(SMALL, (8, 40)),
-        Run(SMALL, (8, 40), order='2x4'),
+        Run(SMALL, (8, 40), start='calibrated', dropout=0.2),
         Run((784, 480, 10), (4, 1), order='2x2', dropout=0.4),
     ),
     64: (
         97.21,
-        Run(SMALL, (98, 4)),
+        Run(SMALL, (98, 4), start='calibrated'),
+        Run((784, 59, 10), (4, 1), start='calibrated'),
         Run((784, 59, 10), (4, 1), order='2x2'),
     ),
 }
@@ -59,23 +59,19 @@ def list_conversions(args):
 
 
 def list_hashednets(args):
-    training = {
-        'epochs': min(30, 4 * args.epoch),
-        'learning_rate': 2e-3,
-        'decay': True,
-    }
     for divisor, (reported, *runs) in HASHEDNETS.items():
-        reported = '{:.2f}'.format(reported)
-        line = {'network': 'HashedNets, as reported', 'trained': reported}
-        yield {'budget': '1/{}'.format(divisor), **line}, []
         budget = Run(SMALL).count_parameters() // divisor
-        runs.append(make_smaller(Run(SMALL), budget))
-        for run in runs:
-            run = dataclasses.replace(run, **training)
-            yield {'network': str(run)}, [run]
-            if not run.is_dense:
-                run = dataclasses.replace(run, start='calibrated')
-                yield {'network': str(run)}, [run]
+        label = {'budget': '{:,}'.format(budget)}
+        cells = {'network': 'HashedNets', 'trained': str(reported)}
+        yield {**label, **cells}, []
+        for run in [*runs, make_smaller(Run(SMALL), budget)]:
+            run = dataclasses.replace(
+                run,
+                epochs=min(30, 4 * args.epoch),
+                learning_rate=2e-3,
+                decay=True,
+            )
+            yield {**label, 'network': str(run)}, [run]
 
 
 def list_first_layer(args):
