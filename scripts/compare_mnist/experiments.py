@@ -48,7 +48,8 @@ def list_conversions(args):
             epochs = min(3, args.epoch)
             yield Run(ARTICLE, epochs=epochs, learning_rate=rate, **kwargs)
 
-    yield {'network': 'dense'}, list(list_runs(start='unchanged'))
+    dense = {'network': 'dense', 'n of l1, l2': '1, 1'}
+    yield dense, list(list_runs(start='unchanged'))
     for common_num in CONVERSIONS[args.step - 1 :: args.step]:
         n = '{}, {}'.format(*common_num[:2])
         for start in STARTS:
