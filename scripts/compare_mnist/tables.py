@@ -14,7 +14,7 @@ from training import BATCH_SIZE
 FIGURES = ('scratch', 'convert')  # the parts that have one
 
 
-def summarize(records, run, seeds, epoch=-1):
+def summarize(records, run, seeds, epoch):
     """Returns mean and standard deviation of the accuracy, in percent."""
     percents = [
         100 * records[dataclasses.replace(run, seed=seed)]['accuracies'][epoch]
@@ -53,27 +53,33 @@ def make_table(rows, records, seeds, speed):
     return tabulate(lines, 'keys', 'pipe', disable_numparse=True)
 
 
-def plot(axes, part, rows, records, seeds):
-    """Plots test error against parameters."""
+def plot(axes, title, rows, records, seeds):
+    """Plots test error against parameters; dotted before fine-tuning."""
     series = {}
-    for labels, runs in rows:
-        for run in runs[:1]:
-            x = records[run]['parameters']
-            name = labels['network']
-            for epoch in (0, -1) if run.start else (-1,):
-                label = name + (', at once' if run.start and not epoch else '')
-                point = (x, *summarize(records, run, seeds, epoch))
-                series.setdefault(label, []).append(point)
-    for name, points in series.items():
-        x, means, spreads = numpy.transpose(sorted(points))
-        style = 'o:' if name.endswith('at once') else 'o-'
+    for labels, (run, *_) in rows:
+        parameters = records[run]['parameters']
+        for epoch in (0, run.epochs) if run.start else (run.epochs,):
+            mean, spread = summarize(records, run, seeds, epoch)
+            series.setdefault((labels['network'], epoch > 0), []).append(
+                (parameters, 100 - mean, spread)
+            )
+    names = list(dict.fromkeys(name for name, _ in series))
+    for (name, trained), points in series.items():
         axes.errorbar(
-            x, 100 - means, spreads, fmt=style, capsize=3, label=name
+            *numpy.transpose(sorted(points)),
+            fmt='o-' if trained else 'o:',
+            color='C{}'.format(names.index(name)),
+            capsize=3,
+            label=name if trained else '_',
         )
+    axes.set(title=title, xlabel='parameters', ylabel='test error [%]')
     axes.set(xscale='log', yscale='log')
-    axes.set(xlabel='parameters', ylabel='test error [%]')
-    axes.set_title(PARTS[part][0])
-    axes.legend()
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter('{x:,.10g}')
+        axis.set_minor_formatter('{x:,.10g}')
+    axes.tick_params(axis='x', which='both', labelrotation=45)
+    at_once = any(not trained for _, trained in series)
+    axes.legend(title='dotted: before fine-tuning' if at_once else None)
 
 
 def write_plots(parts, records, seeds, out):
@@ -84,7 +90,8 @@ def write_plots(parts, records, seeds, out):
     for part in FIGURES:
         if part in parts:
             figure = Figure(layout='constrained')
-            plot(figure.subplots(), part, parts[part], records, seeds)
+            title, _ = PARTS[part]
+            plot(figure.subplots(), title, parts[part], records, seeds)
             names.append('{}.png'.format(part))
             figure.savefig(out / names[-1])
     return names
