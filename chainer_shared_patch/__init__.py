@@ -27,6 +27,7 @@ from chainer_shared_patch import compat
 compat.apply()
 
 from chainer_shared_patch import config as _config
+from chainer_shared_patch.convert import expand, share
 from chainer_shared_patch.links import SharedLinear
 from chainer_shared_patch.patch import (
     install,
@@ -34,13 +35,17 @@ from chainer_shared_patch.patch import (
     patched,
     uninstall,
 )
+from chainer_shared_patch.summary import summary
 
 __version__ = '0.1.0'
 __all__ = [
     'SharedLinear',
+    'expand',
     'install',
     'is_installed',
     'patched',
+    'share',
+    'summary',
     'uninstall',
 ]
 

@@ -209,7 +209,9 @@ class SharedLinear(L.Linear):
         y = W \\sum_{j=0}^{n-1} (x_{p_{jk}}, ..., x_{p_{jk+k-1}})^\\top + b
 
     It works whether or not the patch is installed, and whatever
-    ``chainer.config.common_num`` is.
+    ``chainer.config.common_num`` is. A file of it holds ``common_num``, which
+    has to be that of the link to load it, and the order, which that link
+    takes.
 
     Args:
         in_size (int or None): The full width of the input. If ``None``, or if
@@ -250,6 +252,13 @@ class SharedLinear(L.Linear):
         >>> layer(np.ones((32, 1000), np.float32)).shape
         (32, 900)
 
+        Neighbours share, here the pixels of a row in twos:
+
+        >>> layer = chainer_shared_patch.SharedLinear(
+        ...     6, 1, common_num=2, order='interleaved')
+        >>> layer.order
+        array([0, 2, 4, 1, 3, 5])
+
     """
 
     def __init__(
@@ -286,6 +295,11 @@ class SharedLinear(L.Linear):
             order = numpy.arange(in_size).reshape(k, self.common_num).T.ravel()
             self.order = self.device.send(order)
         self.in_size = in_size
+
+    def _follow_W(self) -> None:
+        # A link that shares W may have initialized it.
+        if self.in_size is None and self.W.array is not None:
+            self._initialize_params(self.common_num * self.W.shape[1])
 
     @classmethod
     def from_params(
@@ -365,6 +379,7 @@ class SharedLinear(L.Linear):
             raise ValueError(
                 'cannot copy the parameters of {} to {}'.format(link, self)
             )
+        link._follow_W()
         super().copyparams(link, copy_persistent)
         if link.in_size is not None:
             self.in_size = link.in_size
@@ -396,12 +411,9 @@ class SharedLinear(L.Linear):
         columns = size_of_shape(x.shape[n_batch_axes:])
         if n_batch_axes > 1 or x.ndim > 2:
             x = F.reshape(x, (size_of_shape(batch_shape), columns))
+        self._follow_W()
         if self.in_size is None:
-            # Links that share W before it has a shape get it together.
-            W = self.W.array
-            self._initialize_params(
-                columns if W is None else self.common_num * W.shape[1]
-            )
+            self._initialize_params(columns)
         y = shared_linear(x, self.W, self.b, self.common_num, self.order)
         if n_batch_axes > 1:
             y = F.reshape(y, (*batch_shape, self.out_size))
@@ -409,14 +421,13 @@ class SharedLinear(L.Linear):
 
     def serialize(self, serializer: Any) -> None:
         serializer = _refuse_pickles(serializer)
-        # Not the method that the patch may have given Linear.
-        serialize_params = super(L.Linear, self).serialize
         if isinstance(serializer, chainer.Deserializer):
             in_size, order = self._read_inputs(serializer)
-            serialize_params(serializer)
+            super().serialize(serializer)
             self.in_size, self.order = in_size, order
         else:
-            serialize_params(serializer)
+            self._follow_W()
+            super().serialize(serializer)
             serializer('common_num', self.common_num)
             order = self.order
             if order is None or self.in_size is None:

@@ -20,6 +20,7 @@ import chainer.functions as F
 import chainer.links as L
 from chainer.serializers import load_npz, save_npz
 from chainer.utils.type_check import InvalidType
+from chainer_shared_patch.functions import shared_linear
 from chainer_shared_patch.links import check_divides
 import numpy
 import pytest
@@ -44,6 +45,7 @@ from tests.helpers import (
     reference,
     to_cpu,
 )
+from tests.test_double_backward import derivatives
 
 pytestmark = pytest.mark.arithmetic
 
@@ -135,8 +137,10 @@ class TestArithmetic:
 
         class Dense(L.Linear):
             def forward(self, x):
-                wide = F.concat([self.W] * N)
-                return F.linear(x, wide[:, numpy.argsort(order)], self.b)
+                wide = F.matmul(F.concat([self.W] * N), in_order)
+                return F.linear(x, wide, self.b)
+
+        in_order = helpers.DEVICE.send(numpy.eye(N * K)[order])
 
         with chainer.using_config('dtype', 'd'):
             dense = Dense(K, OUT, nobias)
@@ -166,7 +170,7 @@ class TestArithmetic:
     @pytest.mark.parametrize('nobias', [False, True])
     def test_double_backward(self, random, algorithm, patch, orders, nobias):
         x, W, b, gy = make_arrays(random.randn, *SIZES)
-        link = make_link(orders[0], nobias)
+        link = make_link(orders[0], nobias).to_device(helpers.DEVICE)
 
         def forward(x, W, *b):
             link.W, (link.b,) = W, b or (None,)
@@ -174,9 +178,28 @@ class TestArithmetic:
 
         arrays = (x, W) if nobias else (x, W, b)
         gg = tuple(random.randn(*a.shape) for a in arrays)
+        arrays, gy, gg = (helpers.DEVICE.send(a) for a in (arrays, gy, gg))
         gradient_check.check_backward(forward, arrays, gy, dtype='d')
         gradient_check.check_double_backward(
             forward, arrays, gy, gg, dtype='d'
+        )
+
+    def test_three_orders_of_derivatives(self, random, algorithm, orders):
+        given, order = orders
+        order = helpers.DEVICE.send(order)
+        in_order = helpers.DEVICE.send(numpy.eye(N * K)[orders[1]])
+        *arrays, _ = make_arrays(random.randn, *SIZES)
+        weights = [[random.randn(*a.shape) for a in arrays] for _ in range(3)]
+
+        def shared(x, W, b):
+            return shared_linear(x, W, b, N, None if given is None else order)
+
+        def dense(x, W, b):
+            return F.linear(x, F.matmul(F.concat([W] * N), in_order), b)
+
+        assert_same_steps(
+            derivatives(shared, arrays, weights, 1),
+            derivatives(dense, arrays, weights, 1),
         )
 
     def test_mixed16(self, random, algorithm):
@@ -195,8 +218,10 @@ class TestArithmetic:
         y.grad = helpers.DEVICE.send(gy.astype('e'))
         y.backward()
         expected = reference(x[:, PERMUTATION], W, b, gy, N)
-        actual = [y.array, v.grad[:, PERMUTATION], link.W.grad, link.b.grad]
-        for a, e in zip(to_cpu(actual), expected):
+        arrays = [y.array, v.grad, link.W.grad, link.b.grad]
+        actual = to_cpu(arrays)
+        actual[1] = actual[1][:, PERMUTATION]
+        for a, e in zip(actual, expected):
             assert a.dtype == numpy.float16
             numpy.testing.assert_array_equal(a, e)
 
@@ -415,6 +440,20 @@ class TestLazyInitialization:
             twin(x[:, :-N])
         numpy.testing.assert_array_equal(twin(x).array, y.array)
 
+    @pytest.mark.parametrize('how', ['npz', 'copyparams'])
+    def test_links_that_share_W_are_copied(self, random, tmp_path, how):
+        link = SharedLinear(None, OUT, common_num=N, order='interleaved')
+        link, twin = link.repeat(2, 'share')
+        x = random.randn(BATCH, N * K).astype('f')
+        y = link(x)
+        target = SharedLinear(N * K, OUT, common_num=N)
+        if how == 'npz':
+            save_npz(str(tmp_path / 'link.npz'), twin)
+            load_npz(str(tmp_path / 'link.npz'), target)
+        else:
+            target.copyparams(twin)
+        numpy.testing.assert_array_equal(target(x).array, y.array)
+
     def test_optimizer_made_before_the_first_input(self, random):
         link = SharedLinear(None, OUT, common_num=N, order='interleaved')
         optimizer = chainer.optimizers.SGD(1).setup(link)
@@ -598,6 +637,25 @@ class TestCopies:
         numpy.testing.assert_array_equal(other(x).array, y)
         assert 'common_num=3' in str(model)
 
+    def test_order_moves_with_the_link(self):
+        class Doubling(chainer.device_resident.DeviceResidentsVisitor):
+            def visit_device_resident(self, device_resident):
+                pass
+
+            def visit_variable(self, param):
+                pass
+
+            def visit_array(self, array):
+                return 2 * array
+
+        link = make_link(PERMUTATION)
+        link.device_resident_accept(Doubling())
+        numpy.testing.assert_array_equal(link.order, 2 * PERMUTATION)
+        for order in (None, 'interleaved'):
+            link = SharedLinear(None, OUT, common_num=N, order=order)
+            link.device_resident_accept(Doubling())
+            assert link.order == order
+
     def test_nothing_is_persistent(self):
         # ChainerMN's AllreducePersistent takes the mean of what is.
         assert not make_link(PERMUTATION)._persistent
@@ -666,6 +724,8 @@ class TestSerialization:
     def test_file_of_a_link_of_no_width_yet(self, random, path):
         lazy = SharedLinear(None, OUT, common_num=N, order='interleaved')
         save_npz(path, lazy)
+        with numpy.load(path, allow_pickle=False) as file:
+            assert file['order'].dtype == numpy.int64
         for target in (
             SharedLinear(None, OUT, common_num=N, order='interleaved'),
             SharedLinear(N * K, OUT, common_num=N, order='interleaved'),

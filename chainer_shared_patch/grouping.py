@@ -1,0 +1,132 @@
+"""Which columns of a trained weight are to share."""
+
+from __future__ import annotations
+
+import numpy
+
+# The time and memory of grouping grow with the square of the columns.
+_AT_ONCE = 2048
+
+
+def group_columns(
+    W: numpy.ndarray, common_num: int, weights: numpy.ndarray
+) -> numpy.ndarray:
+    """Groups the columns of a weight that are most alike.
+
+    With :math:`n` = ``common_num``, the columns :math:`w_i` and their weights
+    :math:`e_i`, it looks for groups :math:`c` of :math:`n` columns with a
+    small sum of
+
+    .. math::
+        \\sum_c \\sum_{i \\in c} e_i \\|w_i - m_c\\|^2, \\quad
+        m_c = \\sum_{i \\in c} e_i w_i \\Big/ \\sum_{i \\in c} e_i,
+
+    which is the objective of weighted k-means with clusters of equal size.
+    From a random partition, it exchanges pairs of columns as long as that
+    makes the sum smaller: in each round the best pairs first, and no more
+    than one for a group. More than 2048 columns are first sorted along their
+    principal direction, and grouped in runs of no more than that.
+
+    Args:
+        W (numpy.ndarray): Finite matrix of shape ``(out_size, in_size)``.
+        common_num (int): The number of columns in a group, which divides
+            ``in_size``.
+        weights (numpy.ndarray): Positive vector of shape ``(in_size,)``.
+
+    Returns:
+        numpy.ndarray: The ``order`` of
+        :class:`~chainer_shared_patch.SharedLinear`, an int64 permutation of
+        shape ``(in_size,)``.
+
+    .. admonition:: Example
+
+        >>> import numpy as np
+        >>> from chainer_shared_patch.grouping import group_columns
+        >>> W = np.array([[1., 5., 5.1, 1.1, 5.2, 1.2]])
+        >>> group_columns(W, 3, np.ones(6)).reshape(3, 2)
+        array([[0, 1],
+               [3, 2],
+               [5, 4]])
+
+    """
+    in_size = W.shape[1]
+    columns = numpy.arange(in_size)
+    if in_size > _AT_ONCE:
+        columns = numpy.argsort(_principal_direction(W), kind='stable')
+    # Scaled, so that nothing overflows or vanishes in float32.
+    scale = max(W.max(initial=0), -W.min(initial=0)) or 1
+    weights = weights / weights.max(initial=1)
+    runs = -(-in_size // _AT_ONCE)
+    groups = []
+    for run in numpy.array_split(columns.reshape(-1, common_num), runs):
+        run = numpy.sort(run, axis=None)
+        e = weights[run].astype(numpy.float32)
+        scaled = (W[:, run] / scale).astype(numpy.float32) * e
+        groups.append(run[_exchange(scaled.T @ scaled, e, common_num)])
+    # Neighbours in the input stay close to each other, where they can.
+    order = numpy.sort(numpy.concatenate(groups), axis=1)
+    return order[numpy.argsort(order[:, 0])].T.ravel()
+
+
+def _principal_direction(W: numpy.ndarray) -> numpy.ndarray:
+    """Returns the right singular vector of the largest singular value."""
+    v = numpy.random.RandomState(0).randn(W.shape[1]).astype(W.dtype)
+    for _ in range(10):
+        v -= v.mean()
+        v = W.T @ (W @ v)
+        v /= numpy.linalg.norm(v) or 1
+    return v
+
+
+def _exchange(
+    dots: numpy.ndarray, e: numpy.ndarray, common_num: int
+) -> numpy.ndarray:
+    """Returns the members of each group, of shape ``(k, common_num)``.
+
+    Args:
+        dots (numpy.ndarray): The dot products of the weighted columns,
+            :math:`e_i e_j \\langle w_i, w_j \\rangle`.
+        e (numpy.ndarray): The weights of the columns.
+        common_num (int): The number of columns in a group.
+
+    """
+    # To make the sum small is to make another one large, that of the value
+    # |s|^2 / t of each group, where s is the sum of its weighted columns and
+    # t that of its weights.
+    size = len(dots)
+    each = numpy.arange(size)
+    norms = dots.diagonal()
+    members = numpy.random.RandomState(0).permutation(size)
+    members = members.reshape(-1, common_num)
+    group = numpy.empty(size, int)
+    for _ in range(1000):
+        group[members] = numpy.arange(len(members))[:, None]
+        with_sums = dots[:, members.ravel()].reshape(size, -1, common_num)
+        with_sums = with_sums.sum(axis=2)  # <e_i w_i, s_c>
+        own = with_sums[each, group]
+        s2 = own[members].sum(axis=1)
+        t = e[members].sum(axis=1)
+        value = s2 / t
+        # gain[i, j] is what the group of i gains when j takes the place of i.
+        gain = with_sums[:, group].T - own[:, None]
+        gain *= 2
+        gain += (s2[group] + norms)[:, None] + norms - 2 * dots
+        gain /= (t[group] - e)[:, None] + e
+        gain -= value[group][:, None]
+        gain += gain.T.copy()
+        gain[members[:, :, None], members[:, None, :]] = 0
+        partner = gain.argmax(axis=1)
+        best = gain[each, partner]
+        least = 1e-6 * value.mean()  # more than what is rounded
+        free = numpy.ones(len(members), bool)
+        for i in numpy.argsort(-best, kind='stable'):
+            if best[i] <= least:
+                break
+            pair = group[[i, partner[i]]]
+            if free[pair].all():
+                free[pair] = False
+                group[[i, partner[i]]] = pair[::-1]
+        if free.all():
+            break
+        members = numpy.argsort(group, kind='stable').reshape(members.shape)
+    return members
