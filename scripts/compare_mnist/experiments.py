@@ -18,14 +18,14 @@ ORDERS = ('contiguous', 'random', 'interleaved', '2x2')
 HASHEDNETS = {
     8: (
         98.55,
-        Run(SMALL, (8, 40), start='calibrated', dropout=0.2),
-        Run((784, 480, 10), (4, 1), order='2x2', dropout=0.4),
+        Run(SMALL, (8, 40), start='calibrated', dropout=0.3),
+        Run(SMALL, rank=(49, 0), start='svd', dropout=0.3),
     ),
     64: (
         97.21,
         Run(SMALL, (98, 4), start='calibrated'),
-        Run((784, 59, 10), (4, 1), start='calibrated'),
-        Run((784, 59, 10), (4, 1), order='2x2'),
+        Run((784, 100, 10), (7, 1), start='calibrated'),
+        Run((784, 100, 10), rank=(12, 0), start='svd'),
     ),
 }
 

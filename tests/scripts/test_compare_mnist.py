@@ -95,6 +95,31 @@ def test_tables_hold_what_was_computed(compared):
         assert row['parameters'] == '{:,}'.format(parameters)
 
 
+def test_fine_tuning(tmp_path, small):
+    result = compare(small, tmp_path, '--only', 'convert')
+    assert result.returncode == 0, result.stdout + result.stderr
+    files = [
+        json.loads(path.read_text()) for path in tmp_path.glob('runs/*.json')
+    ]
+    (dense,) = (
+        file['record']['accuracies']
+        for file in files
+        if not file['key']['start']
+    )
+    rows = read_rows(result.stdout)
+    assert len(rows) == len(files) - 1 == 9
+    assert rows[0]['at once'] == '{:.2f}'.format(100 * dense[1])
+    for row in rows:
+        assert {row['at once'], row['epoch 1 at 0.001']} in [
+            {
+                '{:.2f}'.format(100 * each)
+                for each in file['record']['accuracies']
+            }
+            for file in files
+        ]
+    assert (tmp_path / 'convert.png').exists()
+
+
 def test_resuming(tmp_path, small, compared):
     out = tmp_path / 'out'
     shutil.copytree(compared, out)
@@ -224,6 +249,22 @@ def test_order_of_patches(networks):
         assert set(first) == set(image[:rows, :columns].ravel())
         last = order.reshape(n, -1)[:, -1]
         assert set(last) == set(image[-rows:, -columns:].ravel())
+
+
+@pytest.mark.parametrize('start', ['contiguous', 'grouped', 'calibrated'])
+def test_conversion(networks, random, start):
+    # Neighbours have the same weight, up to little noise.
+    run = networks.Run((784, 20, 10), (4, 1), start=start)
+    dense = networks.Network(run.make_dense(1))
+    W = dense.l1.W.array
+    W[:] = W[:, ::4].repeat(4, axis=1) + 1e-3 * W
+    images = random.rand(50, 784).astype('f')
+    expected = dense(images).array
+    networks.convert(dense, run, images)
+    assert sum(each.size for each in dense.params()) == run.count_parameters()
+    assert dense.l1.common_num == 4 and dense.l2.W.shape == (10, 20)
+    error = numpy.abs(dense(images).array - expected).max()
+    assert (error < 0.1 * numpy.abs(expected).max()) == (start != 'contiguous')
 
 
 @pytest.mark.parametrize('nobias', [False, True])
