@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import time
 
 import chainer_shared_patch  # noqa: F401
@@ -147,11 +148,9 @@ def compute_missing(runs, store, args):
     runs = list(dict.fromkeys(dense + runs))
     records = {run: store.load_run(run) for run in runs}
     missing = [run for run in runs if not records[run]]
-    print(
-        '{} of {} runs are there already'.format(
-            len(runs) - len(missing), len(runs)
-        )
-    )
+    there = len(runs) - len(missing)
+    print('{} of {} runs are there already'.format(there, len(runs)))
+    sys.stdout.flush()
     begin = time.monotonic()
     total = left = sum(1 + run.epochs for run in missing)
     # So many processes of one thread train more than one of so many threads.
@@ -186,6 +185,7 @@ def compute_missing(runs, store, args):
                     )
                     print(text, flush=True)
         except BaseException:
-            executor.shutdown(cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
             raise
     return records

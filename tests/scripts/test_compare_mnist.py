@@ -167,9 +167,26 @@ def test_ctrl_c(tmp_path, small):
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 130, stdout + stderr
     assert 'interrupted' in stdout and 'Traceback' not in stderr
-    # All that is there can be read, and no other file is left.
-    paths = list((tmp_path / 'runs').iterdir())
-    assert paths and {path.suffix for path in paths} <= {'.json', '.npz'}
+    for path in tmp_path.glob('runs/*.json'):
+        assert json.loads(path.read_text())
+
+
+def test_sigterm(tmp_path, small):
+    args = ('--only', 'hashednets', '--epoch', '1000')
+    process = subprocess.Popen(
+        get_command(small, tmp_path, *args),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert '0 of' in process.stdout.readline()
+    process.terminate()
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM, stdout + stderr
+    # The processes of the runs had the group of this one.
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 @pytest.mark.parametrize(
