@@ -70,7 +70,6 @@ def list_hashednets(args):
                 run,
                 epochs=min(30, 4 * args.epoch),
                 learning_rate=2e-3,
-                decay=True,
             )
             yield {**label, 'network': str(run)}, [run]
 

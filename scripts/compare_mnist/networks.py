@@ -23,8 +23,7 @@ class Run:
     start: Optional[str] = None  # how the trained dense network is converted
     dropout: float = 0  # of what the hidden layers give
     epochs: int = 8
-    learning_rate: float = 1e-3
-    decay: bool = False  # of the learning rate, linearly to zero
+    learning_rate: float = 1e-3  # at first; it falls linearly to zero
     seed: int = 0
 
     @property

@@ -103,7 +103,8 @@ def render(args, description, tables, plots):
         '{}, {}'.format(time.strftime('%Y-%m-%d'), description),
         '```console\n$ {}\n```'.format(shlex.join(['python', *sys.argv])),
         'Test accuracy in percent, the mean{} over {} seeds; Adam, batches '
-        'of {}, {} epochs from scratch.'.format(
+        'of {}, {} epochs from scratch, a learning rate that falls '
+        'linearly to zero.'.format(
             ' ± standard deviation' * (args.seeds > 1),
             args.seeds,
             BATCH_SIZE,

@@ -122,9 +122,8 @@ def compute(run, store, args):
     for epoch in range(run.epochs):
         order = numpy.random.permutation(len(images))
         for i in range(0, len(order), BATCH_SIZE):
-            if run.decay:
-                done = (epoch + i / len(order)) / run.epochs
-                optimizer.alpha = run.learning_rate * (1 - done)
+            done = (epoch + i / len(order)) / run.epochs
+            optimizer.alpha = run.learning_rate * (1 - done)
             batch = order[i : i + BATCH_SIZE]
             train(optimizer, images[batch], labels[batch])
         accuracies.append(evaluate(model, *test))
