@@ -20,10 +20,15 @@ import time
 import chainer_shared_patch  # noqa: F401
 import chainer
 from contenders import CONTENDERS
-from measurements import Processes, measure_row, measure_training
+from measurements import (
+    Processes,
+    measure_row,
+    measure_sharing,
+    measure_training,
+)
 import numpy
 import report
-from sizes import GPU_SIZES, QUICK_SIZES, SIZES, SWEEPS
+from sizes import GPU_SIZES, QUICK_SIZES, SHARINGS, SIZES, SWEEPS
 
 # The processes of the libraries inherit this path, and train too.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -116,6 +121,7 @@ def main():
         sizes += [row._replace(dtype='float16') for row in sizes]
     rows = [('sizes', row, CONTENDERS) for row in sizes]
     rows += [('sweeps', row, report.STYLES) for row in sweeps]
+    sharings = SHARINGS[:2] if args.quick else SHARINGS
     rounds, training_rounds, epochs = (3, 1, 1) if args.quick else (9, 3, 3)
 
     # So that the other processes end with this one.
@@ -125,18 +131,23 @@ def main():
     def report_progress(step, what):
         text = '{:4.0f} s: {} of {}, {}'
         seconds = time.time() - begin
-        print(text.format(seconds, step, len(rows) + 1, what), file=sys.stderr)
+        print(text.format(seconds, step, len(rows) + 2, what), file=sys.stderr)
 
     processes = Processes(args.device)
     results = {**describe_run(device), 'dataset': dataset}
-    results.update(quick=args.quick, sizes=[], sweeps=[], training={})
+    results.update(quick=args.quick, sizes=[], sweeps=[], sharing=[])
+    results['training'] = {}
     try:
         for step, (kind, row, names) in enumerate(rows, 1):
             entry = row._asdict()
             report_progress(step, report.get_title(entry))
             entry['contenders'] = measure_row(processes, row, names, rounds)
             results[kind].append(entry)
-        report_progress(len(rows) + 1, 'training')
+        report_progress(len(rows) + 1, 'converting dense layers')
+        for row, examples in sharings:
+            entry = measure_sharing(processes, row, examples)
+            results['sharing'].append({**row._asdict(), **entry})
+        report_progress(len(rows) + 2, 'training')
         results['training'] = measure_training(
             processes, args.dataset, training_rounds, epochs
         )

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import tracemalloc
 
 import chainer_shared_patch
@@ -127,6 +128,30 @@ class Library:
         before = pool.used_bytes()
         result = function()
         return result, pool.used_bytes() - before, pool.total_bytes() - before
+
+    def share(self, row, examples):
+        """Converts a dense layer of a random weight.
+
+        Returns:
+            tuple: The seconds and the peak of the bytes that it takes.
+
+        """
+        W = make_array((row.out_size, row.in_size), row.dtype)
+        link = L.Linear(row.in_size, row.out_size, True, W)
+        model = chainer.Sequential(link)
+        model.to_device(self.device)
+        inputs = None
+        if examples:
+            x = make_array((examples, row.in_size), row.dtype)
+            inputs = self.device.send(x)
+        del W, link
+        begin = time.perf_counter()
+        _, _, peak = self.measure_memory(
+            lambda: chainer_shared_patch.share(
+                model, row.common_num, inputs=inputs
+            )
+        )
+        return time.perf_counter() - begin, peak
 
     def train(self, name, dataset, epochs):
         """Runs train_mnist.py; returns the seconds of each epoch."""

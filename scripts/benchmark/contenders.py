@@ -132,5 +132,9 @@ def measure_memory(name):
         return forward, left - nbytes, backward
 
 
+def share(row, examples):
+    return _library.share(row, examples)
+
+
 def train(name, dataset, epochs):
     return _library.train(name, dataset, epochs)

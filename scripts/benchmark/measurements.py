@@ -81,6 +81,14 @@ def measure_row(processes, row, names, rounds):
     return result
 
 
+def measure_sharing(processes, row, examples):
+    """Returns the seconds and the bytes of converting a dense layer."""
+    seconds, nbytes = processes.call(
+        'chainer', contenders.share, row, examples
+    )
+    return {'examples': examples, 'seconds': seconds, 'bytes': nbytes}
+
+
 def measure_training(processes, dataset, rounds, epochs):
     """Returns the median seconds per epoch in each round, by name."""
     result = {name: {'seconds': []} for name in TRAININGS}

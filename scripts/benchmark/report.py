@@ -200,6 +200,24 @@ def get_targets(row, device):
     return {column: format_target(*target) for column, *target in targets}
 
 
+def make_sharing_table(results):
+    lines = []
+    for row in results['sharing']:
+        dense_W = get_nbytes(row, 'in_size', 'out_size')
+        large = row['in_size'] * row['out_size'] >= 25088 * 4096
+        lines.append(
+            {
+                '': '{in_size} to {out_size}, n = {common_num}'.format(**row),
+                'calibration inputs': str(row['examples']),
+                'seconds': format_target(
+                    row['seconds'], '≤', 120 if large else None
+                ),
+                'peak / dense W': row['bytes'] / dense_W,
+            }
+        )
+    return make_table(lines)
+
+
 def make_training_table(results):
     comparable = results['dataset'] == 'MNIST' and not results['quick']
     dense = results['training'].get('dense', {}).get('seconds')
@@ -290,6 +308,8 @@ def render(results, plots=()):
         ),
         '## Training on {}'.format(results['dataset']),
         make_training_table(results),
+        '## Converting a dense layer with `share`',
+        make_sharing_table(results),
         '## Sizes',
     ]
     for row in results['sizes']:

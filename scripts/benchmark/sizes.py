@@ -33,6 +33,12 @@ SIZES = [
     Row('LSTM step', 64, 4096, 1024, 8, 'StatelessLSTM'),
 ]
 GPU_SIZES = [Row('large', 8192, 8192, 8192, 8)]
+# What is converted from a dense layer, without and with calibration inputs.
+SHARINGS = [
+    (row, examples)
+    for row in (ARTICLE, SIZES[2], SIZES[4])
+    for examples in (0, 1000)
+]
 QUICK_SIZES = [ARTICLE, Row('fc7', 128, 4096, 4096, 8)]
 # What the sweeps over n and over the batch size need in addition.
 SWEEPS = [

@@ -64,6 +64,7 @@ def test_benchmark(start, tmp_path):
     results = json.loads((tmp_path / 'here' / 'benchmark.json').read_text())
     check_times(results)
     check_memory(results)
+    check_sharing(results)
     check_training(results)
     check_output(stdout, stderr, tmp_path / 'here')
 
@@ -102,6 +103,16 @@ def check_memory(results):
         assert contenders['dense']['bytes'][2] > dense_W
 
 
+def check_sharing(results):
+    without, calibrated = results['sharing']
+    assert without['examples'] == 0 < calibrated['examples']
+    # The narrow weight, and the matrix of dot products of columns.
+    narrow_W = 4 * without['in_size'] * without['out_size'] // 10
+    assert without['bytes'] > narrow_W + 4 * without['in_size'] ** 2
+    assert calibrated['bytes'] > without['bytes'] > 0
+    assert min(without['seconds'], calibrated['seconds']) > 0
+
+
 def check_training(results):
     for name in ('sum', 'dense', *(['torch-sum-fused'] if HAS_TORCH else [])):
         (seconds,) = results['training'][name]['seconds']
@@ -110,9 +121,14 @@ def check_training(results):
 
 
 def check_output(stdout, stderr, path):
-    assert '1 of 4, fc7: Linear of 640 to 480' in stderr
-    assert '4 of 4, training' in stderr
-    for title in ('Targets', 'Sizes', 'Forward and backward against common'):
+    assert '1 of 5, fc7: Linear of 640 to 480' in stderr
+    assert '5 of 5, training' in stderr
+    for title in (
+        'Targets',
+        'Sizes',
+        'Converting',
+        'Forward and backward against common',
+    ):
         assert '## ' + title in stdout
     if not HAS_TORCH:
         line = "| torch-sum | No module named 'torch' |"
@@ -129,7 +145,7 @@ def check_output(stdout, stderr, path):
 def test_ctrl_c(start, tmp_path):
     process = start('--dataset', 'sample', '--out', 'here')
     lines = iter(process.stderr.readline, '')
-    assert any('2 of 4' in line for line in lines)
+    assert any('2 of 5' in line for line in lines)
     # As a terminal does, to all processes.
     os.killpg(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=300)
