@@ -88,7 +88,7 @@ def main():
         for seed in range(args.seeds)
     ]
     try:
-        records = compute_missing(runs, store, args)
+        records = compute_missing(runs, store, args.dataset)
     except KeyboardInterrupt:
         print('interrupted; the same command goes on from here')
         sys.exit(130)

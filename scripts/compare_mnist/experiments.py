@@ -45,8 +45,13 @@ def list_scratch(args):
 def list_conversions(args):
     def list_runs(**kwargs):
         for rate in LEARNING_RATES[:: args.step]:
-            epochs = min(3, args.epoch)
-            yield Run(ARTICLE, epochs=epochs, learning_rate=rate, **kwargs)
+            yield Run(
+                ARTICLE,
+                dense_epochs=args.epoch,
+                epochs=min(3, args.epoch),
+                learning_rate=rate,
+                **kwargs,
+            )
 
     dense = {'network': 'dense', 'n of l1, l2': '1, 1'}
     yield dense, list(list_runs(start='unchanged'))
@@ -68,6 +73,7 @@ def list_hashednets(args):
         for run in [*runs, make_smaller(Run(SMALL), budget)]:
             run = dataclasses.replace(
                 run,
+                dense_epochs=args.epoch if run.start else None,
                 epochs=min(30, 4 * args.epoch),
                 learning_rate=2e-3,
             )

@@ -20,7 +20,8 @@ class Run:
     common_num: tuple = (1, 1, 1)  # of each layer
     rank: tuple = (0, 0, 0)  # of each layer, or 0 where there is one weight
     order: str = 'contiguous'  # of the first layer
-    start: Optional[str] = None  # how the trained dense network is converted
+    start: Optional[str] = None  # how a trained dense network is converted
+    dense_epochs: Optional[int] = None  # how long that is trained
     dropout: float = 0  # of what the hidden layers give
     epochs: int = 8
     learning_rate: float = 1e-3  # at first; it falls linearly to zero
@@ -43,13 +44,14 @@ class Run:
             total += 0 if nobias else out_size
         return total
 
-    def make_dense(self, epochs):
-        """Makes the run of the dense network that this one starts from."""
-        return Run(self.sizes, epochs=epochs, seed=self.seed)
+    @property
+    def dense(self):
+        """The run of the dense network that this one starts from."""
+        return Run(self.sizes, epochs=self.dense_epochs, seed=self.seed)
 
     @property
     def is_dense(self):
-        return self == self.make_dense(self.epochs)
+        return self == Run(self.sizes, epochs=self.epochs, seed=self.seed)
 
     @property
     def key(self):

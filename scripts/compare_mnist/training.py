@@ -107,12 +107,12 @@ def train(optimizer, images, labels):
     )
 
 
-def compute(run, store, args):
+def compute(run, store, dataset):
     """Trains a network and saves what came of it."""
-    (images, labels), test, _ = read_dataset(args.dataset)
+    (images, labels), test, _ = read_dataset(dataset)
     numpy.random.seed(run.seed)
     if run.start:
-        model = store.load_model(run.make_dense(args.epoch))
+        model = store.load_model(run.dense)
         convert(model, run, images)
     else:
         model = Network(run)
@@ -141,9 +141,9 @@ def count_cores():
     return os.cpu_count()
 
 
-def compute_missing(runs, store, args):
+def compute_missing(runs, store, dataset):
     """Returns the record of each run, of those that are there and new ones."""
-    dense = [run.make_dense(args.epoch) for run in runs if run.start]
+    dense = [run.dense for run in runs if run.start]
     runs = list(dict.fromkeys(dense + runs))
     records = {run: store.load_run(run) for run in runs}
     missing = [run for run in runs if not records[run]]
@@ -165,7 +165,7 @@ def compute_missing(runs, store, args):
             # What starts from a dense network waits for all of those.
             for late in (False, True):
                 futures = {
-                    executor.submit(compute, run, store, args): run
+                    executor.submit(compute, run, store, dataset): run
                     for run in missing
                     if bool(run.start) == late
                 }

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import chainer_shared_patch  # noqa: F401
 import chainer
@@ -248,6 +249,17 @@ def test_alternatives_of_the_same_size(networks, n):
     assert networks.Run(wider).count_parameters() > budget
 
 
+def test_what_a_network_starts_from_decides_what_a_run_gives(networks):
+    experiments = importlib.import_module('experiments')
+    for part in ('convert', 'hashednets'):
+        keys = []
+        for epoch in (8, 9):
+            args = SimpleNamespace(epoch=epoch, step=1)
+            for _, runs in experiments.PARTS[part][1](args):
+                keys += [str(run.key) for run in runs if run.start]
+        assert len(set(keys)) == len(keys)
+
+
 def test_budgets_of_hashednets(networks):
     experiments = importlib.import_module('experiments')
     for divisor, (_, *runs) in experiments.HASHEDNETS.items():
@@ -271,8 +283,8 @@ def test_order_of_patches(networks):
 @pytest.mark.parametrize('start', ['contiguous', 'grouped', 'calibrated'])
 def test_conversion(networks, random, start):
     # Neighbours have the same weight, up to little noise.
-    run = networks.Run((784, 20, 10), (4, 1), start=start)
-    dense = networks.Network(run.make_dense(1))
+    run = networks.Run((784, 20, 10), (4, 1), start=start, dense_epochs=1)
+    dense = networks.Network(run.dense)
     W = dense.l1.W.array
     W[:] = W[:, ::4].repeat(4, axis=1) + 1e-3 * W
     images = random.rand(50, 784).astype('f')
