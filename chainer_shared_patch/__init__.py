@@ -26,7 +26,7 @@ from chainer_shared_patch import compat
 
 compat.apply()
 
-from chainer_shared_patch import config as _config
+from chainer_shared_patch import config as _config, exporters as _exporters
 from chainer_shared_patch.convert import expand, share
 from chainer_shared_patch.links import SharedLinear
 from chainer_shared_patch.patch import (
@@ -49,5 +49,6 @@ __all__ = [
     'uninstall',
 ]
 
+_exporters.register()
 if _config.read_environment():
     install()

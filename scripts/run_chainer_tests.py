@@ -6,7 +6,8 @@
     $ git clone --branch v7.8.1 https://github.com/chainer/chainer
     $ python scripts/run_chainer_tests.py chainer
 
-Needs pytest, mock and SciPy. Sums up failures and skips by their cause, and
+Needs pytest, mock and SciPy. The argument tests/onnx_chainer_tests runs those
+of the exporter to ONNX, which need onnx and onnxruntime. Sums up failures and skips by their cause, and
 exits with status 1 if a test fails that chainer_test_failures.csv does not
 list, or fails more often than listed there.
 """
@@ -37,7 +38,7 @@ MARKERS = (
 def generalize(nodeid):
     """Returns a test's file, class and method, without its parameters."""
     path, *names = nodeid.split('::')
-    path = path.partition('chainer_tests/')[2] or path
+    path = re.sub(r'^(.*/)?tests/(chainer_tests/)?', '', path)
     names = [
         re.sub(r'(_param_\d|_?\{|\[|_use_\w+=).*', '', name) for name in names
     ]

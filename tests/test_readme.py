@@ -31,14 +31,24 @@ def test_the_commands_are_targets_of_the_makefile():
         assert re.search('^{}:'.format(target), makefile, re.MULTILINE), target
 
 
-def test_the_code_works():
-    with_patch, without_patch = code_blocks('python')
+def test_the_code_works(capsys):
+    with_patch, unpatched, link, trained = code_blocks('python')
     names = {}
     exec(with_patch, names)
     assert names['y'].shape == (32, 900)
     with pytest.raises(InvalidType, match='1000 != 100'):
-        exec(without_patch, names)
+        exec(unpatched, names)
     assert not chainer_shared_patch.is_installed()
+    exec(link, names)
+    assert names['l2'].W.shape == (900, 100)
+    assert names['y'].shape == (32, 900)
+    exec(trained, names)
+    assert [layer.W.shape for layer in names['model']] == [
+        (1000, 196),
+        (10, 100),
+    ]
+    printed = capsys.readouterr().out
+    assert 'output error' in printed and 'SharedLinear' in printed
 
 
 def test_the_files_linked_to_exist():

@@ -1,4 +1,4 @@
-"""What Chainer 7.8.1 needs on today's Python, NumPy and CuPy.
+"""What Chainer 7.8.1 needs on today's Python, NumPy, CuPy and onnx.
 
 Each :class:`~importing.Fix` names one thing that is broken, the release that
 broke it and the module of Chainer that it breaks, and does nothing where it
@@ -15,6 +15,7 @@ from chainer_shared_patch.compat import (
     importing,
     mnist,
     numpy_changes,
+    onnx,
     pkg_resources,
     protobuf,
     scipy_float16,
@@ -30,6 +31,7 @@ FIXES: tuple[Fix, ...] = (
     *protobuf.FIXES,
     *scipy_float16.FIXES,
     *mnist.FIXES,
+    *onnx.FIXES,
 )
 
 

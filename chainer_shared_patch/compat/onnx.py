@@ -1,0 +1,84 @@
+"""Chainer's ONNX exporter, which today's onnx and its runtimes refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import functools
+import importlib
+import sys
+import types
+from typing import Any
+
+from chainer_shared_patch.compat.importing import Fix, is_at_least, lent
+import numpy
+
+_DTYPES = (
+    'bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 '
+    'float16 float32 float64 complex64 complex128'
+)
+
+
+@contextlib.contextmanager
+def _lend_mapping() -> Iterator[None]:
+    from onnx import helper
+
+    table = {
+        dtype: helper.np_dtype_to_tensor_dtype(dtype)
+        for dtype in map(numpy.dtype, _DTYPES.split())
+    }
+    mapping = types.SimpleNamespace(NP_TYPE_TO_TENSOR_TYPE=table)
+    with lent(sys.modules, 'onnx.mapping', mapping):
+        yield
+
+
+def _import_rest(onnx_chainer: Any) -> None:
+    # Imported without the fix, it has taken onnx for not installed.
+    if not sys.modules['onnx_chainer.export']._available:
+        with _lend_mapping():
+            for name in ('export', 'export_testcase'):
+                importlib.reload(sys.modules['onnx_chainer.' + name])
+
+
+def _mend_context(context: Any) -> None:
+    # The original only moves the elements to where a person can read them.
+    context._tensor_from_array_for_constant = context.numpy_helper.from_array
+
+
+def _mend_export(export: Any) -> None:
+    check = export.check_onnx_model
+
+    @functools.wraps(check)
+    def check_older_model(model: Any, *args: Any) -> None:
+        # The exporter lists weights as inputs, as this version wants it. To
+        # later versions they are then defaults, which no runtime folds.
+        model.ir_version = 3
+        check(model, *args)
+
+    export.check_onnx_model = check_older_model
+
+
+FIXES = (
+    Fix(
+        module='onnx_chainer',
+        broken='onnx.mapping is gone, so that onnx passes for not installed',
+        since='onnx 1.19',
+        is_needed=lambda: is_at_least('onnx', '1.13'),  # deprecated since
+        lend=_lend_mapping,
+        mend=_import_rest,
+    ),
+    Fix(
+        module='onnx_chainer.context',
+        broken='onnx.mapping is gone',
+        since='onnx 1.19',
+        is_needed=lambda: is_at_least('onnx', '1.13'),
+        mend=_mend_context,
+    ),
+    Fix(
+        module='onnx_chainer.export',
+        broken='gives models an IR version that onnxruntime may not know',
+        since='onnx 1.5',
+        is_needed=lambda: is_at_least('onnx', '1.5'),
+        mend=_mend_export,
+    ),
+)

@@ -1,0 +1,119 @@
+"""What Chainer's exporters make of a shared layer: ONNX, or an error."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from chainer.backends.cuda import to_cpu
+from chainer_shared_patch.compat import importing
+from chainer_shared_patch.compat.importing import Fix
+from chainer_shared_patch.functions import SharedLinearFunction
+import numpy
+
+
+def convert_shared_linear(params: Any) -> tuple:
+    """Writes a shared layer as the sum of the blocks and a narrow Gemm.
+
+    As in Chainer, the sum is computed in float32 at least and not rounded.
+
+    Args:
+        params (FunctionConverterParams): The node and its names, as
+            ``onnx_chainer`` gives them to its converters.
+
+    Returns:
+        tuple: The nodes of the ONNX graph.
+
+    """
+    from onnx_chainer import onnx_helper
+    from onnx_chainer.functions.array import NP_TYPE_TO_TENSOR_TYPE
+
+    node, context = params.func, params.context
+    graph = onnx_helper.GraphBuilder()
+    dtypes = [each.dtype for each in node.inputs]
+    dtype = numpy.result_type(numpy.float32, *dtypes)
+    x, W, *b = (
+        name
+        if each == dtype
+        else graph.op('Cast', [name], to=NP_TYPE_TO_TENSOR_TYPE[dtype])
+        for name, each in zip(params.input_names, dtypes)
+    )
+    shape = (node.common_num, node.inputs[1].shape[1])
+    if node.order is None:
+        # 0 is the batch size, whatever it is.
+        shape_name = context.add_const(
+            numpy.array((0, *shape), numpy.int64), 'shape'
+        )
+        x = graph.op('Reshape', [x, shape_name])
+        axis = 1
+    else:
+        # For batches, rows are faster to gather than columns in onnxruntime.
+        order = to_cpu(node.order).reshape(shape)
+        x = graph.op('Transpose', [x], perm=[1, 0])
+        x = graph.op('Gather', [x, context.add_const(order, 'order')], axis=0)
+        axis = 0
+    if params.opset_version < 13:
+        x = graph.op('ReduceSum', [x], axes=[axis], keepdims=0)
+    else:
+        axes = context.add_const(numpy.array([axis], numpy.int64), 'axes')
+        x = graph.op('ReduceSum', [x, axes], keepdims=0)
+    # Up to opset 10, Gemm has to have a bias.
+    b = b or [context.add_const(numpy.zeros(1, dtype), 'bias')]
+    y = graph.op('Gemm', [x, W, *b], transA=1 - axis, transB=1)
+    if dtypes[0] != dtype:
+        graph.op('Cast', [y], to=NP_TYPE_TO_TENSOR_TYPE[dtypes[0]])
+    return graph.nodes(params.output_names)
+
+
+def _add_converter(mapping: Any) -> None:
+    convert_linear = mapping.converters['LinearFunction']
+
+    # A subclass of Chainer's LinearFunction may have the same name, shared
+    # or not.
+    def convert(params: Any) -> tuple:
+        if isinstance(params.func, SharedLinearFunction):
+            return convert_shared_linear(params)
+        return convert_linear(params)
+
+    for name in ('LinearFunction', 'SharedLinearFunction'):
+        mapping.converters[name] = convert
+
+
+def _refuse_shared_layers(caffe: Any) -> None:
+    dump_graph = caffe._dump_graph
+
+    # It is called before a file is opened.
+    @functools.wraps(dump_graph)
+    def dump_graph_unshared(outputs: Any) -> list:
+        nodes = dump_graph(outputs)
+        for node in nodes:
+            if isinstance(node, SharedLinearFunction):
+                raise ValueError(
+                    'cannot export a linear layer whose W of shape {} is '
+                    'shared by {} blocks of the input: no layer of Caffe '
+                    'computes it. Export to ONNX, or make an ordinary layer '
+                    'of it, as chainer_shared_patch.expand does of a '
+                    'SharedLinear'.format(
+                        node.inputs[1].shape, node.common_num
+                    )
+                )
+        return nodes
+
+    caffe._dump_graph = dump_graph_unshared
+
+
+def register() -> None:
+    """Teaches the exporters, now or when they are imported."""
+    importing.register(
+        Fix(
+            module=module,
+            broken='knows no shared layer',
+            since='always',
+            is_needed=lambda: True,
+            mend=mend,
+        )
+        for module, mend in (
+            ('onnx_chainer.mapping', _add_converter),
+            ('chainer.exporters.caffe', _refuse_shared_layers),
+        )
+    )

@@ -1,0 +1,119 @@
+"""Chainer's ONNX exporter."""
+
+import subprocess
+import sys
+
+import chainer_shared_patch  # noqa: F401
+import chainer
+import chainer.functions as F
+import chainer.links as L
+import numpy
+import onnx
+import onnx_chainer
+import onnxruntime
+import pytest
+
+from tests.helpers import DTYPES
+
+EXPORT = """
+import chainer, numpy, onnx, onnx_chainer, onnxruntime, sys
+x = numpy.ones((2, 3), 'f')
+graph = onnx_chainer.export(chainer.Sequential(chainer.links.Linear(3, 4)), x)
+onnx.checker.check_model(graph)
+onnxruntime.InferenceSession(graph.SerializeToString())
+"""
+
+
+def run(code):
+    result = subprocess.run(
+        [sys.executable, '-c', code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def load(graph):
+    return onnxruntime.InferenceSession(
+        graph.SerializeToString(), providers=['CPUExecutionProvider']
+    )
+
+
+@pytest.mark.parametrize('to', DTYPES)
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_dtypes(dtype, to):
+    x = numpy.array([[1, 2]], dtype)
+    graph = onnx_chainer.export(
+        chainer.Sequential(lambda x: F.cast(x * 3, to)), x
+    )
+    onnx.checker.check_model(graph, full_check=True)
+    session = load(graph)
+    (y,) = session.run(None, {'Input_0': x})
+    assert y.dtype == to
+    assert y.tolist() == [[3, 6]]
+
+
+def test_weights_are_constants():
+    x = numpy.ones((2, 3), 'f')
+    graph = onnx_chainer.export(chainer.Sequential(L.Linear(3, 4)), x)
+    session = load(graph)
+    assert [each.name for each in session.get_inputs()] == ['Input_0']
+    assert session.get_overridable_initializers() == []
+
+
+def test_onnx_is_left_as_it_was():
+    run(
+        'import onnx, sys\n'
+        'names = set(vars(onnx))\n'
+        "before = sys.modules.get('onnx.mapping')\n"
+        'import chainer_shared_patch, onnx_chainer\n'
+        "assert sys.modules.get('onnx.mapping') is before\n"
+        'added = set(vars(onnx)) - names\n'
+        "assert all('onnx.' + name in sys.modules for name in added), added\n"
+    )
+
+
+def test_imported_before():
+    # As where Chainer needs no mends, but the exporter does.
+    run(
+        'import chainer_shared_patch\n'
+        'from chainer_shared_patch.compat import importing\n'
+        'fixes = [fix for module in list(importing._fixes)\n'
+        "         if module.startswith('onnx_chainer')\n"
+        '         for fix in importing._fixes.pop(module)]\n'
+        'import onnx, onnx_chainer, sys\n'
+        "has_mapping = hasattr(onnx, 'mapping')\n"
+        "export = sys.modules['onnx_chainer.export']\n"
+        'assert export._available is has_mapping\n'
+        'importing.register(fixes)\n'
+        'assert export._available\n' + EXPORT
+    )
+
+
+def test_without_onnx():
+    result = run(
+        """
+import sys
+from importlib import metadata
+version = metadata.version
+
+def version_without_onnx(name):
+    if name == 'onnx':
+        raise metadata.PackageNotFoundError(name)
+    return version(name)
+
+metadata.version = version_without_onnx
+sys.modules['onnx'] = None
+import chainer_shared_patch, onnx_chainer, numpy
+import chainer
+try:
+    onnx_chainer.export(chainer.Sequential(), numpy.ones((1, 1), 'f'))
+except ImportError as error:
+    assert 'ONNX is not installed' in str(error)
+else:
+    raise AssertionError
+"""
+    )
+    assert result.stderr == ''

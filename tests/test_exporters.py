@@ -1,0 +1,311 @@
+import subprocess
+import sys
+import warnings
+
+from chainer_shared_patch import SharedLinear, uninstall
+import chainer
+from chainer.exporters import caffe
+import chainer.functions as F
+from chainer.functions.connection import linear
+import chainer.links as L
+from chainer.utils.type_check import InvalidType
+import numpy
+import onnx
+from onnx.reference import ReferenceEvaluator
+import onnx_chainer
+from onnx_chainer import onnx_helper
+import onnxruntime
+import pytest
+
+from tests.helpers import (
+    DTYPES,
+    SIZES,
+    K,
+    N,
+    assert_layer_close,
+    assert_same,
+    fill,
+    integers,
+    make_arrays,
+)
+
+pytestmark = pytest.mark.arithmetic
+
+BATCH, _, _, OUT = SIZES
+OPSETS = range(
+    onnx_chainer.MINIMUM_OPSET_VERSION, onnx_chainer.MAXIMUM_OPSET_VERSION + 1
+)
+ORDERS = {
+    'contiguous': None,
+    'interleaved': 'interleaved',
+    'permutation': numpy.array([3, 0, 5, 1, 4, 2]),
+}
+
+
+def export(model, args, **options):
+    """Returns the ONNX model, and a function that runs it."""
+    graph = onnx_chainer.export(model, args, **options)
+    # Up to opset 8, a Constant of integers, which Chainer's exporter writes
+    # for every Reshape, passes only without inference of the shapes.
+    full_check = graph.opset_import[0].version > 8
+    onnx.checker.check_model(graph, full_check=full_check)
+    session = onnxruntime.InferenceSession(
+        graph.SerializeToString(), providers=['CPUExecutionProvider']
+    )
+    names = [each.name for each in session.get_inputs()]
+    return graph, lambda *xs: session.run(None, dict(zip(names, xs)))
+
+
+def operators(graph):
+    return [n.op_type for n in graph.graph.node if n.op_type != 'Constant']
+
+
+def shapes(graph):
+    return sorted(tuple(each.dims) for each in graph.graph.initializer)
+
+
+def make_layer(random, dtype, order=None, nobias=False):
+    """Returns a link, and the x and the gy of a reference."""
+    x, W, b, gy = (
+        each.astype(dtype)
+        for each in make_arrays(random.randn, BATCH, N, K, OUT)
+    )
+    with chainer.using_config('dtype', dtype):
+        link = SharedLinear(
+            N * K, OUT, nobias, W, b, common_num=N, order=order
+        )
+    return link, x, gy
+
+
+def assert_exact(y, link, x, gy):
+    columns = slice(None) if link.order is None else link.order
+    b = None if link.b is None else link.b.array
+    assert_layer_close([y], x[:, columns], link.W.array, b, gy, N)
+
+
+class TestSharedLinear:
+    @pytest.mark.parametrize('nobias', [False, True])
+    @pytest.mark.parametrize('order', ORDERS)
+    @pytest.mark.parametrize('dtype', DTYPES)
+    @pytest.mark.parametrize('opset', OPSETS)
+    def test_every_opset(self, random, opset, dtype, order, nobias):
+        link, x, gy = make_layer(random, dtype, ORDERS[order], nobias)
+        graph, run = export(chainer.Sequential(link), x, opset_version=opset)
+        assert graph.opset_import[0].version == opset
+        (y,) = run(x)
+        assert_exact(y, link, x, gy)
+
+    def test_opset_beyond_the_exporters(self, random):
+        link, x, gy = make_layer(random, 'f')
+        with pytest.warns(UserWarning, match='tested only with opset'):
+            _, run = export(chainer.Sequential(link), x, opset_version=13)
+        assert_exact(run(x)[0], link, x, gy)
+
+    @pytest.mark.parametrize('order', ORDERS)
+    def test_dynamic_batch(self, random, order):
+        link, x, gy = make_layer(random, 'f', ORDERS[order])
+        _, run = export(
+            chainer.Sequential(link), x, input_shapes=('batch', N * K)
+        )
+        for size in (0, 1, BATCH - 1):
+            (y,) = run(x[:size])
+            assert y.shape == (size, OUT)
+            assert_exact(y, link, x[:size], gy[:size])
+
+    def test_weight_is_stored_once_and_narrow(self, random, algorithm):
+        link, x, _ = make_layer(random, 'f')
+        graph, _ = export(chainer.Sequential(link), x)
+        assert operators(graph) == ['Reshape', 'ReduceSum', 'Gemm']
+        assert shapes(graph) == [(OUT,), (OUT, K)]
+
+    def test_sum_that_exceeds_float16(self, random):
+        link, x, _ = make_layer(random, 'e', nobias=True)
+        x[...] = 4e4
+        link.W.array[...] = 2**-8
+        graph, _ = export(chainer.Sequential(link), x)
+        # onnxruntime computes all of float16 in float32 on some processors,
+        # and this one does what is written.
+        (y,) = ReferenceEvaluator(graph).run(None, {'Input_0': x})
+        exact = N * K * x[0, 0].astype('d') / 2**8
+        assert (y == numpy.float16(exact)).all()
+
+    def test_mixed_dtypes(self, random):
+        link, x, gy = make_layer(random, 'f', nobias=True)
+        x = x.astype('e')
+        _, run = export(chainer.Sequential(link), x)
+        (y,) = run(x)
+        assert y.dtype == 'e'
+        assert_exact(y, link, x, gy)
+
+    def test_without_the_patch(self, random):
+        uninstall()
+        link, x, gy = make_layer(random, 'f')
+        _, run = export(chainer.Sequential(link), x)
+        assert_exact(run(x)[0], link, x, gy)
+
+
+class TestPatchedLayers:
+    def make_layer(self, random):
+        shared, x, gy = make_layer(random, 'f')
+        return L.Linear(K, OUT, False, shared.W.array, shared.b.array), x, gy
+
+    def test_layer(self, random, algorithm):
+        link, x, gy = self.make_layer(random)
+        with chainer.using_config('common_num', N):
+            graph, run = export(chainer.Sequential(link), x)
+        assert shapes(graph) == [(OUT,), (OUT, K)]
+        assert_layer_close(run(x), x, link.W.array, link.b.array, gy, N)
+
+    def test_ordinary_layer_is_written_as_ever(self, random):
+        link, x, gy = self.make_layer(random)
+        with chainer.using_config('common_num', N):
+            graph, run = export(chainer.Sequential(link), x[:, :K])
+        assert operators(graph) == ['Gemm']
+        assert_layer_close(
+            run(x[:, :K]), x[:, :K], link.W.array, link.b.array, gy, 1
+        )
+
+    def test_after_uninstall_chainer_refuses(self, random):
+        link, x, _ = self.make_layer(random)
+        uninstall()
+        with chainer.using_config('common_num', N):
+            with pytest.raises(InvalidType):
+                onnx_chainer.export(chainer.Sequential(link), x)
+
+    @pytest.mark.parametrize('name', ['LinearFunction', 'MyFunction'])
+    def test_subclass_goes_by_its_name(self, random, name):
+        cls = type(name, (linear.LinearFunction,), {})
+        link, x, gy = self.make_layer(random)
+
+        class Model(chainer.Chain):
+            def __init__(self):
+                super().__init__()
+                with self.init_scope():
+                    self.link = link
+
+            def forward(self, x):
+                return cls().apply((x, link.W, link.b))[0]
+
+        with chainer.using_config('common_num', N):
+            if name == 'LinearFunction':
+                _, run = export(Model(), x)
+                assert_layer_close(
+                    run(x), x, link.W.array, link.b.array, gy, N
+                )
+            else:  # as Chainer does with an ordinary layer of this class
+                for columns in (K, N * K):
+                    with pytest.raises(ValueError, match='not supported'):
+                        onnx_chainer.export(Model(), x[:, :columns])
+
+
+class MLP(chainer.Chain):
+    def __init__(self, l1, l2):
+        super().__init__()
+        with self.init_scope():
+            self.l1 = l1
+            self.l2 = l2
+
+    def forward(self, x):
+        return self.l2(F.relu(self.l1(x)))
+
+
+class ConvNet(chainer.Chain):
+    def __init__(self, head):
+        super().__init__()
+        with self.init_scope():
+            self.conv = L.Convolution2D(1, 2, 3)
+            self.head = head
+
+    def forward(self, x):
+        return self.head(F.max_pooling_2d(F.relu(self.conv(x)), 2))
+
+
+# Of integers, the sums are exact.
+MODELS = {
+    'MLP': (
+        lambda shared: MLP(shared(N * K, 2 * N), shared(2 * N, OUT)),
+        (BATCH, N * K),
+    ),
+    # 2 channels of 3 x 3 pixels
+    'ConvNet': (lambda shared: ConvNet(shared(18, OUT)), (BATCH, 1, 8, 8)),
+}
+LAYERS = {
+    'patched': lambda in_size, out_size: L.Linear(in_size // N, out_size),
+    'SharedLinear': lambda *sizes: SharedLinear(*sizes, common_num=N),
+    'ordered': lambda *sizes: SharedLinear(
+        *sizes, common_num=N, order='interleaved'
+    ),
+}
+
+
+@pytest.mark.parametrize('layer', LAYERS)
+@pytest.mark.parametrize('name', MODELS)
+def test_networks(random, name, layer):
+    make, shape = MODELS[name]
+    draw = integers(random)
+    model = make(LAYERS[layer])
+    for param in model.params():
+        param.array[...] = draw(*param.shape)
+    x = draw(*shape).astype('f')
+    with chainer.using_config('common_num', N):
+        _, run = export(model, x)
+        expected = model(x).array
+    numpy.testing.assert_array_equal(run(x)[0], expected)
+
+
+def convert_lstm(params):
+    """Writes F.lstm, which the exporter does not know."""
+    graph = onnx_helper.GraphBuilder()
+    c, x = params.input_names
+    shape = params.context.add_const(numpy.array([0, -1, 4]), 'shape')
+    x = graph.op('Reshape', [x, shape])
+    gates = graph.op('Split', [x], num_outputs=4, axis=2)
+    a, i, f, o = (graph.op('Squeeze', [g], axes=[2]) for g in gates)
+    i, f, o = (graph.op('Sigmoid', [each]) for each in (i, f, o))
+    new = graph.op('Mul', [graph.op('Tanh', [a]), i])
+    old = graph.op('Mul', [f, c])
+    c_name, h_name = params.output_names
+    graph.op_output_named('Add', [new, old], [c_name])
+    h = graph.op('Tanh', [c_name])
+    graph.op_output_named('Mul', [o, h], [h_name])
+    return graph.nodes()
+
+
+@pytest.mark.parametrize('patched', [True, False])
+def test_step_of_an_lstm(random, patched):
+    with chainer.using_config('dtype', 'd'):
+        model = L.StatelessLSTM(K, OUT)
+        if not patched:
+            model.upward = SharedLinear(N * K, 4 * OUT, common_num=N)
+    fill(model)
+    args = [random.randn(BATCH, size) for size in (OUT, OUT, N * K)]
+    with chainer.using_config('common_num', N if patched else 1):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', FutureWarning)  # experimental
+            graph, run = export(
+                model, list(args), external_converters={'LSTM': convert_lstm}
+            )
+        expected = [each.array for each in model(*args)]
+    assert (4 * OUT, K) in shapes(graph)
+    assert_same(run(*args), expected)
+
+
+def test_onnx_is_not_imported():
+    code = (
+        'import sys, chainer_shared_patch\n'
+        "assert not {'onnx', 'onnx_chainer'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize('layer', LAYERS)
+def test_caffe_is_refused(tmp_path, random, layer):
+    model = chainer.Sequential(LAYERS[layer](N * K, OUT))
+    x = chainer.Variable(random.randn(BATCH, N * K).astype('f'))
+    with chainer.using_config('common_num', N):
+        with pytest.raises(ValueError) as info:
+            caffe.export(model, [x], str(tmp_path))
+    message = str(info.value)
+    assert 'shared by {} blocks'.format(N) in message
+    assert str((OUT, K)) in message
+    assert not list(tmp_path.iterdir())
