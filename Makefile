@@ -33,13 +33,14 @@ export PIP_BUILD_CONSTRAINT := \
     $(strip $(PIP_BUILD_CONSTRAINT) build-constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train test benchmark test-gpu wheels test-kernels test-all lint \
-    format clean
+.PHONY: help train test benchmark compare test-gpu wheels test-kernels test-all \
+    lint format clean
 
 help:
 	@echo 'make train        train the network of the article on MNIST'
 	@echo 'make test         run the tests'
 	@echo 'make benchmark    compare the speed with that of the alternatives'
+	@echo 'make compare      compare accuracy and size with those of the alternatives'
 	@echo 'make test-gpu     run the tests that need CuPy and a GPU'
 	@echo 'make wheels       collect what scripts/check_gpu.sh needs'
 	@echo 'make test-kernels run the arithmetic tests with each BLAS kernel'
@@ -57,6 +58,9 @@ test: $(VENV)/installed-test
 
 benchmark: $(VENV)/installed-benchmark
 	$(VENV)/bin/python scripts/benchmark --dataset="$$DATASET" $(ARGS)
+
+compare: $(VENV)/installed-benchmark,onnx
+	$(VENV)/bin/python scripts/compare_mnist --dataset="$$DATASET" $(ARGS)
 
 test-gpu: $(VENV)/installed-test,$(CUDA)
 	$(VENV)/bin/python -m pytest -rs tests/gpu $(ARGS)

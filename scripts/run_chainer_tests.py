@@ -7,9 +7,9 @@
     $ python scripts/run_chainer_tests.py chainer
 
 Needs pytest, mock and SciPy. The argument tests/onnx_chainer_tests runs those
-of the exporter to ONNX, which need onnx and onnxruntime. Sums up failures and skips by their cause, and
-exits with status 1 if a test fails that chainer_test_failures.csv does not
-list, or fails more often than listed there.
+of the exporter to ONNX, which need onnx and onnxruntime. Sums up failures and
+skips by their cause, and exits with status 1 if a test fails that
+chainer_test_failures.csv does not list, or fails more often than listed there.
 """
 
 import argparse

@@ -1,0 +1,123 @@
+"""Compares shared layers with the alternatives, on MNIST.
+
+Each network is trained once per seed. What a run gave is kept in --out, so
+that another call computes only what is missing there, with whatever parts
+and seeds it is asked for. Takes about an hour on two cores, or a few minutes
+with --quick.
+"""
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+import signal
+import sys
+import zlib
+
+# The processes of the runs inherit this path.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from experiments import PARTS
+from speed import describe_machine, measure_speed
+from tables import make_table, render, write_plots
+from train_mnist import integer
+from training import Store, compute_missing, read_dataset
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        '--dataset',
+        type=os.path.expanduser,
+        default='auto',
+        help='as for train_mnist.py (default: auto)',
+    )
+    add(
+        '--out',
+        '-o',
+        type=os.path.expanduser,
+        default='result-compare',
+        help='directory of the results (default: result-compare)',
+    )
+    add(
+        '--seeds',
+        type=integer(1),
+        help='number of seeds (default: 3)',
+    )
+    add(
+        '--epoch',
+        '-e',
+        type=integer(1),
+        help='epochs of a network trained from scratch (default: 8)',
+    )
+    add(
+        '--only',
+        nargs='+',
+        choices=PARTS,
+        default=list(PARTS),
+        help='parts to compute (default: all)',
+    )
+    add('--quick', action='store_true', help='fewer runs, one seed, one epoch')
+    args = parser.parse_args()
+    args.seeds = args.seeds or (1 if args.quick else 3)
+    args.epoch = args.epoch or (1 if args.quick else 8)
+    args.step = 3 if args.quick else 1
+    return args
+
+
+def main():
+    args = parse_args()
+    out = Path(args.out)
+    try:
+        (images, labels), test, description = read_dataset(args.dataset)
+        (out / 'runs').mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        sys.exit('compare_mnist: error: {}'.format(error))
+    # So that the other processes end with this one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    store = Store(out / 'runs', zlib.crc32(images) ^ zlib.crc32(test[0]))
+    parts = {part: list(PARTS[part][1](args)) for part in args.only}
+    runs = [
+        dataclasses.replace(run, seed=seed)
+        for rows in parts.values()
+        for _, row_runs in rows
+        for run in row_runs
+        for seed in range(args.seeds)
+    ]
+    try:
+        records = compute_missing(runs, store, args.dataset)
+    except KeyboardInterrupt:
+        print('interrupted; the same command goes on from here')
+        sys.exit(130)
+    speed = {}
+    machine = describe_machine()
+    if 'scratch' in parts:
+        scratch = [run for _, (run,) in parts['scratch']]
+        key = {'speed on': machine, 'runs': [run.key for run in scratch]}
+        columns = store.load(key, lambda record: record[len(scratch) - 1])
+        if not columns:
+            print('measuring speed', flush=True)
+            rounds, repeats = (2, 5) if args.quick else (9, 50)
+            columns = measure_speed(scratch, images, labels, rounds, repeats)
+            store.save(key, columns)
+        speed = dict(zip(scratch, columns))
+
+    tables = {
+        part: make_table(rows, records, args.seeds, speed)
+        for part, rows in parts.items()
+    }
+    plots = write_plots(parts, records, args.seeds, out)
+    text = render(args, description + '; ' + machine, tables, plots)
+    sys.stdout.reconfigure(errors='replace')  # Not every locale has ±.
+    print(text)
+    (out / 'compare_mnist.md').write_text(text, encoding='utf-8')
+    print('files written')
+    for name in ('compare_mnist.md', *plots):
+        print('  {}'.format(out / name))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,101 @@
+"""What is compared: the rows of each table, with the runs they need."""
+
+import dataclasses
+
+from networks import Run, make_low_rank, make_smaller
+
+ARTICLE = (784, 1000, 900, 10)
+SMALL = (784, 1000, 10)
+COMMON_NUMS = (2, 5, 10, 20, 50, 100)
+# What is shared of a trained network: n of its first and second layer.
+CONVERSIONS = [(1, n, 1) for n in (2, 5, 10, 20, 50)]
+CONVERSIONS += [(4, 10, 1), (14, 20, 1)]
+# Those that are fine-tuned at both learning rates.
+AT_BOTH_RATES = (1, 10, 1), (4, 10, 1), (14, 20, 1)
+STARTS = ('contiguous', 'grouped', 'calibrated', 'svd')
+LEARNING_RATES = (1e-3, 3e-4)
+ORDERS = ('contiguous', 'random', 'interleaved', '2x2')
+# By what the parameters of 784-1000-10 are divided by: the accuracy that the
+# article on HashedNets reports, and networks of at most so many parameters.
+HASHEDNETS = {
+    8: (
+        98.55,
+        Run(SMALL, (8, 40), start='calibrated', dropout=0.3),
+        Run(SMALL, rank=(49, 0), start='svd', dropout=0.3),
+    ),
+    64: (
+        97.21,
+        Run(SMALL, (98, 4), start='calibrated'),
+        Run((784, 100, 10), (7, 1), start='calibrated'),
+        Run((784, 100, 10), rank=(12, 0), start='svd'),
+    ),
+}
+
+
+def list_scratch(args):
+    yield {'network': 'dense', 'n': 1}, [Run(ARTICLE, epochs=args.epoch)]
+    for n in COMMON_NUMS[:: args.step]:
+        run = Run(ARTICLE, (1, n, 1), epochs=args.epoch)
+        yield {'network': 'shared', 'n': n}, [run]
+        yield {'network': 'low-rank', 'n': n}, [make_low_rank(run)]
+        yield (
+            {'network': 'smaller', 'n': n},
+            [make_smaller(run, run.count_parameters())],
+        )
+
+
+def list_conversions(args):
+    def list_runs(common_num=(1, 1, 1), **kwargs):
+        both = common_num in AT_BOTH_RATES and not args.quick
+        for rate in LEARNING_RATES if both else LEARNING_RATES[:1]:
+            yield Run(
+                ARTICLE,
+                common_num,
+                dense_epochs=args.epoch,
+                epochs=min(3, args.epoch),
+                learning_rate=rate,
+                **kwargs,
+            )
+
+    dense = {'network': 'dense', 'n of l1, l2': '1, 1'}
+    yield dense, list(list_runs(start='unchanged'))
+    for common_num in CONVERSIONS[args.step - 1 :: args.step]:
+        n = '{}, {}'.format(*common_num[:2])
+        for start in STARTS:
+            runs = list(list_runs(common_num=common_num, start=start))
+            if start == 'svd':
+                runs = [make_low_rank(run) for run in runs]
+            yield {'network': start, 'n of l1, l2': n}, runs
+
+
+def list_hashednets(args):
+    for divisor, (reported, *runs) in HASHEDNETS.items():
+        budget = Run(SMALL).count_parameters() // divisor
+        label = {'budget': '{:,}'.format(budget)}
+        cells = {'network': 'HashedNets', 'trained': str(reported)}
+        yield {**label, **cells}, []
+        for run in [*runs, make_smaller(Run(SMALL), budget)]:
+            run = dataclasses.replace(
+                run,
+                dense_epochs=args.epoch if run.start else None,
+                epochs=min(30, 4 * args.epoch),
+                learning_rate=2e-3,
+            )
+            yield {**label, 'network': str(run)}, [run]
+
+
+def list_first_layer(args):
+    run = Run(SMALL, epochs=args.epoch)
+    yield {'order': 'not shared'}, [run]
+    for order in ORDERS:
+        shared = dataclasses.replace(run, common_num=(4, 1), order=order)
+        yield {'order': order}, [shared]
+
+
+# By part: its title, and what lists its rows, each with its runs of seed 0.
+PARTS = {
+    'scratch': ('Trained from scratch', list_scratch),
+    'convert': ('A trained dense network, converted', list_conversions),
+    'hashednets': ('The budgets of HashedNets', list_hashednets),
+    'first-layer': ('The first layer shared by 4', list_first_layer),
+}

@@ -1,0 +1,117 @@
+"""Tables and figures of what was compared."""
+
+import dataclasses
+import shlex
+import statistics
+import sys
+import time
+
+from experiments import PARTS
+import numpy
+from tabulate import tabulate
+from training import BATCH_SIZE
+
+FIGURES = ('scratch', 'convert')  # the parts that have one
+
+
+def summarize(records, run, seeds, epoch):
+    """Returns mean and standard deviation of the accuracy, in percent."""
+    percents = [
+        100 * records[dataclasses.replace(run, seed=seed)]['accuracies'][epoch]
+        for seed in range(seeds)
+    ]
+    return statistics.mean(percents), numpy.std(percents, ddof=seeds > 1)
+
+
+def format_summary(records, run, seeds, epoch):
+    mean, spread = summarize(records, run, seeds, epoch)
+    return '{:.2f}'.format(mean) + (
+        ' ± {:.2f}'.format(spread) if seeds > 1 else ''
+    )
+
+
+def make_table(rows, records, seeds, speed):
+    lines = []
+    for labels, runs in rows:
+        line = dict(labels)
+        for run in runs:
+            line['parameters'] = '{:,}'.format(records[run]['parameters'])
+            epochs = {'trained': run.epochs}
+            if run.start:
+                column = 'epoch {{}} at {:g}'.format(run.learning_rate)
+                epochs = {column.format(e): e for e in (1, run.epochs)}
+                epochs = {'at once': 0, **epochs}
+            for column, epoch in epochs.items():
+                line[column] = format_summary(records, run, seeds, epoch)
+            for column, number in speed.get(run, {}).items():
+                line[column] = (
+                    '{:,}'.format(number)
+                    if isinstance(number, int)
+                    else '{:.3g}'.format(number)
+                )
+        lines.append(line)
+    return tabulate(lines, 'keys', 'pipe', disable_numparse=True)
+
+
+def plot(axes, title, rows, records, seeds):
+    """Plots test error against parameters; dotted before fine-tuning."""
+    series = {}
+    for labels, (run, *_) in rows:
+        parameters = records[run]['parameters']
+        for epoch in (0, run.epochs) if run.start else (run.epochs,):
+            mean, spread = summarize(records, run, seeds, epoch)
+            series.setdefault((labels['network'], epoch > 0), []).append(
+                (parameters, 100 - mean, spread)
+            )
+    names = list(dict.fromkeys(name for name, _ in series))
+    for (name, trained), points in series.items():
+        axes.errorbar(
+            *numpy.transpose(sorted(points)),
+            fmt='o-' if trained else 'o:',
+            color='C{}'.format(names.index(name)),
+            capsize=3,
+            label=name if trained else '_',
+        )
+    axes.set(title=title, xlabel='parameters', ylabel='test error [%]')
+    axes.set(xscale='log', yscale='log')
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter('{x:,.10g}')
+        axis.set_minor_formatter('{x:,.10g}')
+    axes.tick_params(axis='x', which='both', labelrotation=45)
+    at_once = any(not trained for _, trained in series)
+    axes.legend(title='dotted: before fine-tuning' if at_once else None)
+
+
+def write_plots(parts, records, seeds, out):
+    """Writes the figures; returns the names of their files."""
+    from matplotlib.figure import Figure
+
+    names = []
+    for part in FIGURES:
+        if part in parts:
+            figure = Figure(layout='constrained')
+            title, _ = PARTS[part]
+            plot(figure.subplots(), title, parts[part], records, seeds)
+            names.append('{}.png'.format(part))
+            figure.savefig(out / names[-1])
+    return names
+
+
+def render(args, description, tables, plots):
+    """Renders everything as Markdown."""
+    parts = [
+        '{}, {}'.format(time.strftime('%Y-%m-%d'), description),
+        '```console\n$ {}\n```'.format(shlex.join(['python', *sys.argv])),
+        'Test accuracy in percent, the mean{} over {} seeds; Adam, batches '
+        'of {}, {} epochs from scratch, a learning rate that falls '
+        'linearly to zero.'.format(
+            ' ± standard deviation' * (args.seeds > 1),
+            args.seeds,
+            BATCH_SIZE,
+            args.epoch,
+        ),
+    ]
+    for part, table in tables.items():
+        parts += ['## ' + PARTS[part][0], table]
+    parts += ['![{0}]({0})'.format(name) for name in plots]
+    return '\n\n'.join(parts) + '\n'
