@@ -349,11 +349,7 @@ def _choose(model: chainer.Link, common_num: Any, order: Any) -> list[_Layer]:
             'Linear, but this {} has none'.format(type(model).__name__)
         )
     setting = 'common_num of share'
-    if not isinstance(common_num, Mapping):
-        common_num = {'*': common_num}
     numbers = _match(common_num, links, linear, setting)
-    if not isinstance(order, Mapping):
-        order = {'*': order}
     orders = _match(order, links, list(numbers), 'order of share')
     layers = []
     for path, number in numbers.items():
@@ -391,12 +387,14 @@ def _choose(model: chainer.Link, common_num: Any, order: Any) -> list[_Layer]:
 
 
 def _match(
-    values: Mapping[str, Any],
+    values: Any,
     links: Mapping[str, chainer.Link],
     candidates: list[str],
     setting: str,
 ) -> dict[str, Any]:
-    """Returns the values of the candidates that patterns match."""
+    """Returns the one value, or those whose patterns match, by path."""
+    if not isinstance(values, Mapping):
+        return dict.fromkeys(candidates, values)
     for pattern in values:
         if not any(fnmatchcase(path, pattern) for path in candidates):
             link = links.get(pattern)
