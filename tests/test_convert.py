@@ -361,7 +361,7 @@ class TestWeights:
     def test_zero_weights(self):
         model = MLP()
         model.l2.W.array[...] = 0
-        with numpy.errstate(all='raise'):
+        with numpy.errstate(divide='raise', over='raise', invalid='raise'):
             (layer,) = share(model, {'/l2': 3}).layers
         assert layer.weight_error == 0
         assert not model.l2.W.array.any()
@@ -833,7 +833,7 @@ class TestInputs:
 
     def test_inputs_that_are_all_zero(self):
         model = MLP()
-        with numpy.errstate(all='raise'):
+        with numpy.errstate(divide='raise', over='raise', invalid='raise'):
             report = share(model, 2, inputs=numpy.zeros((5, IN)))
         assert report.layers[0].output_error == pytest.approx(0, abs=1e-12)
         assert all(numpy.isfinite(a).all() for a in params_of(model))

@@ -135,6 +135,13 @@ def test_groups_that_lie_as_blocks_stay(random):
     numpy.testing.assert_array_equal(order, numpy.arange(n * k))
 
 
+def test_neighbours_stay_as_close_as_they_can(random):
+    W = random.randn(6, 60)
+    blocks = group_columns(W, 4, numpy.ones(60)).reshape(4, -1)
+    assert (numpy.diff(blocks, axis=0) > 0).all()
+    assert (numpy.diff(blocks[0]) > 0).all()
+
+
 def test_columns_near_zero_fill_up_groups(random):
     """As many columns as there are groups, and others that are almost zero."""
     n, k = 4, 8
@@ -189,7 +196,7 @@ def test_smallest_sizes(random, out_size, n, k, dtype):
 @pytest.mark.parametrize('in_size', [60, 2100])
 def test_equal_columns(in_size, value):
     W = numpy.full((3, in_size), value, 'f')
-    with numpy.errstate(all='raise'):
+    with numpy.errstate(divide='raise', over='raise', invalid='raise'):
         order = group_columns(W, 3, numpy.ones(in_size))
     groups_of(order, 3)
 
