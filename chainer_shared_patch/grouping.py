@@ -55,7 +55,6 @@ def group_columns(
     columns = numpy.arange(in_size)
     if in_size > _AT_ONCE:
         columns = numpy.argsort(_principal_direction(W, scale), kind='stable')
-    weights = weights / weights.max(initial=1)
     each = columns.reshape(-1, common_num)
     runs = -(-len(each) // max(1, _AT_ONCE // common_num))
     groups = []

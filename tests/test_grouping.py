@@ -225,10 +225,11 @@ def test_more_columns_than_are_grouped_at_once(
     n, k = 7, 100
     order = random.permutation(n * k)
     # Almost on a line, that is why their order along it is right.
-    centres = numpy.outer([3.0, -1.0, 2.0], numpy.linspace(-1, 1, k))
+    centres = numpy.outer([3.0, -1.0, -2.0], numpy.linspace(-1, 1, k))
     centres += offset
-    W = numpy.empty((3, n * k))
-    W[:, order] = numpy.tile(centres, (1, n))
+    # More rows than are read at once, of which the last say nothing.
+    W = numpy.zeros((300, n * k))
+    W[:3, order] = numpy.tile(centres, (1, n))
     found = group_columns(W.astype(dtype), n, numpy.ones(n * k))
     groups_of(found, n)
     actual = objective(W, found, n, numpy.ones(n * k))
@@ -252,11 +253,12 @@ def test_extreme_scales_of_many_columns(random, few_at_once, scale):
 
 @pytest.mark.parametrize(('n', 'k'), [(2500, 2), (3000, 1), (1500, 3)])
 def test_groups_larger_than_what_is_grouped_at_once(random, n, k):
-    W, groups = plant(random, n, k, out_size=2)
+    W, _ = plant(random, n, k, out_size=2)
     tracemalloc.start()
     order = group_columns(W, n, numpy.ones(n * k))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(groups_of(order, n)) == k
+    assert (numpy.diff(order.reshape(n, k), axis=0) > 0).all()
     # Not the square of the columns.
     assert peak < 4 * grouping._AT_ONCE**2
