@@ -171,7 +171,8 @@ def share(
         ValueError: If ``common_num`` does not divide the width of a layer, a
             path matches no layer, a layer has no weight yet, occurs twice,
             has link hooks or is not reached by the inputs, the weights or
-            inputs are not finite, or an order cannot be folded.
+            inputs are not finite, an order cannot be folded, or there is
+            ``add_bias`` without ``inputs``.
 
     .. admonition:: Example
 
@@ -191,6 +192,8 @@ def share(
     layers = _choose(model, common_num, order)
     pairs = _check_pairs(model, layers, fold or {})
     batches = _check_batches(inputs)
+    if add_bias and not batches:
+        raise ValueError('add_bias of share has no effect without inputs')
     if batches:
         layers = _watch(model, layers, batches)
     changes = _Changes(model)

@@ -425,11 +425,12 @@ class TestKept:
             """Stands in for one that is not the default."""
 
         device = Device()
-        model = MLP().to_device(device)
+        model = MLP(nobias=True).to_device(device)
         assert model.l2.device is device
-        share(model, {'/l2': 2}, add_bias=True)
+        share(model, {'/l2': 2}, inputs=X, add_bias=True)
         assert model.l2.device is device
         assert model.l2.W.device is device
+        assert model.l2.b.device is device
         expand(model)
         assert model.l2.device is device
 
@@ -1060,6 +1061,7 @@ ERRORS = {
                          'order of share names /l3, which is not shared'),
     'no batch': (nothing, {'inputs': []}, 'inputs of share has no batch'),
     'empty batch': (nothing, {'inputs': X[:0]}, 'never reach /l2'),
+    'bias without inputs': (nothing, {'add_bias': True}, 'without inputs'),
     'nan in inputs': (nothing, {'inputs': X * numpy.nan}, '/l2 .* not finite'),
     'inf in inputs': (nothing, {'inputs': X * numpy.inf}, '/l2 .* not finite'),
     'inputs too large': (nothing, {'inputs': X * 1e200}, '/l2 .* too large'),
