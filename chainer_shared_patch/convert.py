@@ -723,7 +723,6 @@ def _fold(
         param.update_rule = changes.restart(
             '{}/{}'.format(target, name), param.update_rule
         )
-    changes.undo.callback(setattr, link, 'order', order)
     link.order = None
     actual = _run(changes.model, batches, {})
     pairs = list(zip(_arrays(actual), _arrays(expected)))
