@@ -842,6 +842,7 @@ class TestInputs:
     def test_a_new_bias_has_an_update_rule_of_its_own(self, random, x):
         model = MLP(nobias=True)
         optimizer = optimizers.Adam().setup(model)
+        optimizer.use_fp32_update()
         model.l2.W.update_rule.hyperparam.alpha = 0.5
         model.l2.W.update_rule.add_hook(optimizer_hooks.WeightDecay(0.1))
         model.l3.disable_update()
@@ -851,6 +852,7 @@ class TestInputs:
         rule = model.l2.b.update_rule
         assert rule.hyperparam.parent is optimizer.hyperparam
         assert rule.hyperparam.alpha == optimizer.alpha
+        assert rule._use_fp32_update
         assert not rule._hookable._pre_update_hooks
         rule.hyperparam.alpha = 0.25
         assert model.l2.W.update_rule.hyperparam.alpha == 0.5
