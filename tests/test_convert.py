@@ -921,6 +921,7 @@ class TestFold:
             lambda y: (None, [y.array]),
             lambda y: F.sum(y),
             lambda y: F.cast(y, 'float16') * 1e-4,
+            lambda y: y * numpy.nan,
         ],
     )
     def test_a_skip_connection_is_found(self, x, wrap):
