@@ -682,7 +682,7 @@ def _refit(
                 layer.path,
             )
         )
-    residual = y - S @ W.T.astype('d')
+    residual = y - S @ W.T
     means = S.mean(axis=0), residual.mean(axis=0)
     if has_bias:
         S, residual = S - means[0], residual - means[1]

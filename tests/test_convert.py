@@ -1079,6 +1079,14 @@ ERRORS = {
                    'one order only'),
     'fold of sizes': (nothing, {'fold': {'/l2': '/l3'}},
                       'cannot fold /l2 into /l3: .* 12 inputs.* 4 outputs'),
+    'fold of other sizes': (nothing, {'common_num': {'/l1': 2},
+                                      'fold': {'/l1': '/l2'}},
+                            '/l1 into /l2: .* 6 inputs.* 12 outputs'),
+    'outputs too large': (
+        lambda m: m.l2.W.array.fill(1e308),
+        {'inputs': X},
+        'give /l2 an input or output that is not finite',
+    ),
     'fold contiguous': (nothing, {'fold': {'/l2': '/l1'},
                                   'order': 'contiguous'}, 'keep their order'),
     'fold into tied': (
