@@ -941,6 +941,16 @@ class TestFold:
         # Where nothing shows it, the user's word counts.
         share(model, {'/l2': 2}, fold={'/l2': '/l1'})
 
+    def test_outputs_that_are_no_floats(self, x):
+        class Labels(MLP):
+            def forward(self, x):
+                y = super().forward(x)
+                return y, y.array.argmax(axis=1), 'labels'
+
+        model = Labels()
+        share(model, {'/l2': 2}, inputs=x, fold={'/l2': '/l1'})
+        assert model.l2.order is None
+
     def test_outputs_that_cannot_be_compared(self, x):
         class Silent(MLP):
             def forward(self, x):
