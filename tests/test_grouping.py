@@ -262,3 +262,15 @@ def test_groups_larger_than_what_is_grouped_at_once(random, n, k):
     assert (numpy.diff(order.reshape(n, k), axis=0) > 0).all()
     # Not the square of the columns.
     assert peak < 4 * grouping._AT_ONCE**2
+
+
+def test_memory(random, monkeypatch):
+    """There is no second dense weight."""
+    monkeypatch.setattr(grouping, '_AT_ONCE', 128)
+    W = random.randn(2000, 2048).astype('f')
+    tracemalloc.start()
+    group_columns(W, 2, numpy.ones(2048))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # A few hundred rows, or 128 columns and their products, a few times each.
+    assert peak < W.nbytes / 2
