@@ -22,7 +22,7 @@ def group_columns(
         m_c = \\sum_{i \\in c} e_i w_i \\Big/ \\sum_{i \\in c} e_i,
 
     which is the objective of weighted k-means with clusters of equal size.
-    From a random partition, it exchanges pairs of columns as long as that
+    From the blocks as they lie, it exchanges pairs of columns as long as that
     makes the sum smaller: in each round the best pairs first, and no more
     than one for a group. More than 2048 columns are first sorted along their
     principal direction, and grouped in runs of no more than that.
@@ -50,31 +50,44 @@ def group_columns(
 
     """
     in_size = W.shape[1]
+    # Scaled, so that nothing overflows or vanishes in float32.
+    scale = max(W.max(), -W.min()) or 1
     columns = numpy.arange(in_size)
     if in_size > _AT_ONCE:
-        columns = numpy.argsort(_principal_direction(W), kind='stable')
-    # Scaled, so that nothing overflows or vanishes in float32.
-    scale = max(W.max(initial=0), -W.min(initial=0)) or 1
-    weights = weights / weights.max(initial=1)
-    runs = -(-in_size // _AT_ONCE)
+        columns = numpy.argsort(_principal_direction(W, scale), kind='stable')
+    each = columns.reshape(-1, common_num)
+    runs = -(-len(each) // max(1, _AT_ONCE // common_num))
     groups = []
-    for run in numpy.array_split(columns.reshape(-1, common_num), runs):
+    for run in numpy.array_split(each, runs):
+        if len(run) == 1:
+            groups.append(run)
+            continue
         run = numpy.sort(run, axis=None)
         e = weights[run].astype(numpy.float32)
-        scaled = (W[:, run] / scale).astype(numpy.float32) * e
+        scaled = (W[:, run] / scale).astype(numpy.float32)
+        # What all columns have in common would drown what tells them apart.
+        scaled -= (scaled @ e / e.sum())[:, None]
+        scaled *= e
         groups.append(run[_exchange(scaled.T @ scaled, e, common_num)])
     # Neighbours in the input stay close to each other, where they can.
     order = numpy.sort(numpy.concatenate(groups), axis=1)
     return order[numpy.argsort(order[:, 0])].T.ravel()
 
 
-def _principal_direction(W: numpy.ndarray) -> numpy.ndarray:
-    """Returns the right singular vector of the largest singular value."""
-    v = numpy.random.RandomState(0).randn(W.shape[1]).astype(W.dtype)
+def _principal_direction(W: numpy.ndarray, scale: float) -> numpy.ndarray:
+    """Returns the direction in which columns differ most, by power iteration.
+
+    It is the right singular vector of the largest singular value of ``W``
+    less the mean of its columns.
+    """
+    v = numpy.random.RandomState(0).randn(W.shape[1]).astype(numpy.float32)
     for _ in range(10):
         v -= v.mean()
-        v = W.T @ (W @ v)
-        v /= numpy.linalg.norm(v) or 1
+        total = numpy.zeros_like(v)
+        for first in range(0, len(W), 256):  # for the memory
+            rows = (W[first : first + 256] / scale).astype(numpy.float32)
+            total += rows.T @ (rows @ v)
+        v = total / (numpy.linalg.norm(total) or 1)
     return v
 
 
@@ -96,8 +109,8 @@ def _exchange(
     size = len(dots)
     each = numpy.arange(size)
     norms = dots.diagonal()
-    members = numpy.random.RandomState(0).permutation(size)
-    members = members.reshape(-1, common_num)
+    least = 1e-6 * common_num * (norms / e).mean()  # more than what is rounded
+    members = each.reshape(common_num, -1).T
     group = numpy.empty(size, int)
     for _ in range(1000):
         group[members] = numpy.arange(len(members))[:, None]
@@ -117,7 +130,6 @@ def _exchange(
         gain[members[:, :, None], members[:, None, :]] = 0
         partner = gain.argmax(axis=1)
         best = gain[each, partner]
-        least = 1e-6 * value.mean()  # more than what is rounded
         free = numpy.ones(len(members), bool)
         for i in numpy.argsort(-best, kind='stable'):
             if best[i] <= least:
