@@ -39,7 +39,7 @@ def get_sample():
         )
         for kind in ('train', 't10k')
     )
-    return chainer.datasets.TupleDataset(*train[:2000]), test
+    return chainer.datasets.SubDataset(train, 0, 2000), test
 
 
 def test_walkthrough(tmp_path, monkeypatch, capsys):

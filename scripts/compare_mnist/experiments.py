@@ -46,7 +46,7 @@ def list_scratch(args):
 
 def list_conversions(args):
     def list_runs(common_num=(1, 1, 1), **kwargs):
-        both = common_num in AT_BOTH_RATES and not args.quick
+        both = common_num in AT_BOTH_RATES and args.step == 1
         for rate in LEARNING_RATES if both else LEARNING_RATES[:1]:
             yield Run(
                 ARTICLE,
