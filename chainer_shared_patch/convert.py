@@ -89,10 +89,10 @@ class ShareReport(NamedTuple):
             'layer',
             'common_num',
             'parameters',
-            'before',
+            'parameters before',
             'weight error',
             'output error',
-            'order in',
+            'order folded into',
         )
         used = [i for i, cells in enumerate(zip(*rows)) if any(cells)]
         text = tabulate(
@@ -102,7 +102,7 @@ class ShareReport(NamedTuple):
             colalign=['left' if i in (0, 6) else 'right' for i in used],
         )
         if self.restarted:
-            text += '\nThe state of the optimizer starts anew for {}.'.format(
+            text += '\nThe state of the optimizer was reset for {}.'.format(
                 ', '.join(self.restarted)
             )
         return text
@@ -128,8 +128,8 @@ def share(
 
     Which inputs share decides how much the model loses. ``'grouped'`` makes
     groups of columns of ``W`` that are alike: starting from the blocks as
-    they lie, it exchanges the two columns that bring the columns closest to
-    the means of their groups, until no exchange does.
+    they lie, it exchanges pairs of columns, those first that bring the
+    columns closest to the means of their groups, until no exchange does.
 
     With calibration inputs, a column counts as much as the mean square of
     its input, and layer after layer, in the order of their execution, ``W``
@@ -143,24 +143,26 @@ def share(
             in a list of its own, is not replaced there.
         common_num (int or dict): The number of blocks, for all layers, or a
             dict from the path of a link to the number, such as
-            ``{'/l2': 10, '/fc*': 8, '/fc8': 1}``. A path may be a pattern; one
-            without wildcards goes before those. Where it is 1, and where no
-            path matches, the layer stays.
-        inputs (iterable): Batches of calibration inputs, a thousand examples
-            in all, say: what ``model`` is called with, a tuple if it takes
-            several arguments. A single array is one batch. Recurrent links
-            are reset before and after.
+            ``{'/l2': 10, '/fc*': 8, '/fc8': 1}``. A path may be a pattern; an
+            exact path takes precedence. Where it is 1, and where no
+            path matches, the layer stays. :func:`summary` shows the paths.
+            Those of a :class:`chainer.Sequential` need not be in order.
+        inputs (iterable): Batches of calibration inputs, about a thousand
+            examples in all. Each batch is passed to ``model(...)``, a tuple
+            as several arguments. A single array is one batch. Recurrent
+            links are reset before and after.
         order (str, :ref:`ndarray` or dict): Which inputs share:
             ``'grouped'``; ``'contiguous'``, the blocks as they lie; a
             permutation, the ``order`` of :class:`SharedLinear`; or a dict of
             these by path, as above. Where no path matches, it is
             ``'grouped'``.
         fold (dict): Pairs of paths such as ``{'/l2': '/l1'}``, where nothing
-            but functions that are elementwise follows the linear layer
-            ``l1`` before the shared layer ``l2``, and nothing else uses its
-            outputs. The order of ``l2`` then goes into the rows of ``l1``,
-            and takes no time when the model runs. With calibration inputs it
-            is checked that this does not change the outputs of the model.
+            but elementwise functions (which BatchNormalization is not)
+            stands between the linear layer ``l1`` and the shared layer
+            ``l2``, and nothing else uses the outputs of ``l1``. The order of
+            ``l2`` then goes into the rows of ``l1``, and takes no time when
+            the model runs. With calibration inputs it is checked that this
+            does not change the outputs of the model.
         add_bias (bool): If ``True``, the refitting may give a bias to a
             layer without one.
 
@@ -348,8 +350,9 @@ def _choose(model: chainer.Link, common_num: Any, order: Any) -> list[_Layer]:
     linear = [path for path, link in links.items() if type(link) is L.Linear]
     if not linear:
         raise ValueError(
-            'share replaces the links in a model that are of the class '
-            'Linear, but this {} has none'.format(type(model).__name__)
+            'share replaces the Linear links in a model, and this {} holds '
+            'none; a model that is itself a Linear has to be put into a '
+            'chainer.Sequential'.format(type(model).__name__)
         )
     setting = 'common_num of share'
     numbers = _match(common_num, links, linear, setting)
@@ -365,9 +368,7 @@ def _choose(model: chainer.Link, common_num: Any, order: Any) -> list[_Layer]:
             for name in sorted(link._params):
                 if not link.xp.isfinite(getattr(link, name).array).all():
                     raise ValueError(
-                        '{}/{} has elements that are not finite'.format(
-                            path, name
-                        )
+                        '{}/{} contains NaN or infinity'.format(path, name)
                     )
             in_size = link.W.shape[1]
             try:
@@ -402,16 +403,16 @@ def _match(
         if not any(fnmatchcase(path, pattern) for path in candidates):
             link = links.get(pattern)
             raise ValueError(
-                '{} names {}, {}; the layers to choose from are {}'.format(
+                '{}: {} {}; the layers to choose from are {}'.format(
                     setting,
                     pattern,
-                    'which matches none of the layers'
+                    'matches none of the layers'
                     if link is None
-                    else 'which is a {}, and no Linear of Chainer'.format(
+                    else 'is a {}, and not chainer.links.Linear'.format(
                         type(link).__name__
                     )
                     if type(link) is not L.Linear
-                    else 'which is not shared',
+                    else 'is not shared',
                     ', '.join(candidates) or 'none',
                 )
             )
@@ -422,7 +423,7 @@ def _match(
             patterns = [path]
         if len(patterns) > 1:
             raise ValueError(
-                '{} names {} by several patterns, {}'.format(
+                '{}: {} matches several patterns, {}'.format(
                     setting, path, ', '.join(patterns)
                 )
             )
@@ -435,7 +436,7 @@ def _check_link(model: chainer.Link, path: str, link: L.Linear) -> None:
     if not getattr(link.W.array, 'size', 0):
         raise ValueError(
             '{} has no weight yet: call the model once, or load a file, '
-            'before'.format(path)
+            'first'.format(path)
         )
     for param in link.params():
         places = [
@@ -453,7 +454,7 @@ def _check_link(model: chainer.Link, path: str, link: L.Linear) -> None:
     if link.local_link_hooks:
         raise ValueError(
             '{} cannot be changed, because it has link hooks, {}: delete '
-            'them before'.format(path, ', '.join(link.local_link_hooks))
+            'them first'.format(path, ', '.join(link.local_link_hooks))
         )
 
 
@@ -465,7 +466,9 @@ def _check_pairs(
     for path, target in fold.items():
         pair = 'fold of share cannot fold {} into {}: '.format(path, target)
         if path not in orders:
-            raise ValueError(pair + 'it does not share {}'.format(path))
+            raise ValueError(
+                pair + '{} is not shared by this call'.format(path)
+            )
         if isinstance(orders[path], str) and orders[path] == 'contiguous':
             raise ValueError(pair + 'its inputs keep their order')
         before = links.get(target)
@@ -480,7 +483,7 @@ def _check_pairs(
         if before.out_size != in_size:
             raise ValueError(
                 pair
-                + 'the one has {} inputs, the other {} outputs'.format(
+                + 'the first has {} inputs, the second {} outputs'.format(
                     in_size, before.out_size
                 )
             )
@@ -490,6 +493,12 @@ def _check_pairs(
 def _check_batches(inputs: Any) -> list[tuple]:
     if inputs is None:
         return []
+    if isinstance(inputs, chainer.dataset.Iterator):
+        raise ValueError(
+            'inputs of share must be an array or an iterable of batches, and '
+            'not a {}, whose batches are lists of examples and may never '
+            'end'.format(type(inputs).__name__)
+        )
     if isinstance(inputs, (chainer.Variable, *chainer.get_array_types())):
         inputs = [inputs]
     batches = [
@@ -564,11 +573,21 @@ def _watch(
                 'finite, or is too large'.format(layer.path)
             )
 
-    _run(
-        model,
-        batches,
-        {layer.link: functools.partial(watch, layer) for layer in layers},
-    )
+    functions = {
+        layer.link: functools.partial(watch, layer) for layer in layers
+    }
+    try:
+        _run(model, batches, functions)
+    except Exception as error:
+        raise ValueError(
+            'inputs of share must be an array or an iterable of batches that '
+            'the model can be called with; with batches of {}, it raises '
+            '{}: {}'.format(
+                ', '.join(type(each).__name__ for each in batches[0]),
+                type(error).__name__,
+                error,
+            )
+        ) from error
     for layer in layers:
         if not sum(map(len, layer.outputs)):
             raise ValueError('inputs of share never reach ' + layer.path)
@@ -738,10 +757,10 @@ def _fold(
         )
         if not error <= bound:
             raise ValueError(
-                'fold of share cannot fold {} into {}: it changes the '
-                'outputs of the model, so that something else than '
-                'elementwise functions and {} must use its '
-                'outputs'.format(path, target, path)
+                'fold of share cannot fold {0} into {1}: that changes the '
+                'outputs of the model. Between the two, only elementwise '
+                'functions may stand (not BatchNormalization), and only {0} '
+                'may use what {1} returns'.format(path, target)
             )
 
 

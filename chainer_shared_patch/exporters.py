@@ -91,9 +91,8 @@ def _refuse_shared_layers(caffe: Any) -> None:
                 raise ValueError(
                     'cannot export a linear layer whose W of shape {} is '
                     'shared by {} blocks of the input: no layer of Caffe '
-                    'computes it. Export to ONNX, or make an ordinary layer '
-                    'of it, as chainer_shared_patch.expand does of a '
-                    'SharedLinear'.format(
+                    'computes it. Export to ONNX, or convert a SharedLinear '
+                    'with chainer_shared_patch.expand first'.format(
                         node.inputs[1].shape, node.common_num
                     )
                 )

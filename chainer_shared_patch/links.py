@@ -94,8 +94,9 @@ def _refuse_order(link: L.Linear, serializer: Any) -> None:
         raise ValueError(
             'cannot load a SharedLinear of common_num {} that has an order '
             'of its inputs into a Linear, which has none. Load it into a '
-            'SharedLinear, of which chainer_shared_patch.expand makes a '
-            'Linear'.format(_read(serializer, 'common_num'))
+            'SharedLinear, then call chainer_shared_patch.expand'.format(
+                _read(serializer, 'common_num')
+            )
         )
 
 
@@ -157,12 +158,12 @@ def check_divides(common_num: int, in_size: int) -> None:
         nearby += [n for n in divisors if n > common_num][:1]
         raise ValueError(
             'common_num must divide in_size, but in_size is {} and '
-            'common_num is {}; nearby, {}'.format(
+            'common_num is {}; try {}'.format(
                 in_size,
                 common_num,
-                '{} and {} do'.format(*nearby)
+                '{} or {}'.format(*nearby)
                 if len(nearby) == 2
-                else '{} does'.format(*nearby),
+                else '{}'.format(*nearby),
             )
         )
 
@@ -200,7 +201,7 @@ def _is_interleaved(order: Any) -> bool:
 
 
 class SharedLinear(L.Linear):
-    """Linear layer whose weight the blocks of its input share.
+    """Linear layer that uses one weight for all blocks of its input.
 
     With :math:`n` = ``common_num``, :math:`k` = ``in_size / n`` and the order
     :math:`p` of the inputs, it computes
@@ -233,7 +234,7 @@ class SharedLinear(L.Linear):
 
     Raises:
         ValueError: If ``common_num`` does not divide ``in_size``, or
-            ``order`` is no permutation of so many inputs.
+            ``order`` is not a permutation of the inputs.
 
     Attributes:
         W (~chainer.Parameter): Weight of shape
@@ -445,10 +446,11 @@ class SharedLinear(L.Linear):
         if common_num is None or order is None:
             raise ValueError(
                 'cannot load a Linear, whose W has the shape {}, into a '
-                'SharedLinear. Load it into a Linear. If that is an ordinary '
-                'layer, chainer_shared_patch.share makes a SharedLinear of '
-                'it; if the patch has shared it, SharedLinear.from_params '
-                'does'.format(W.shape)
+                'SharedLinear. Load it into a Linear, and convert that: an '
+                'ordinary layer with chainer_shared_patch.share, one that '
+                'the patch shares with SharedLinear.from_params'.format(
+                    W.shape
+                )
             )
         if not numpy.array_equal(common_num, self.common_num):
             raise ValueError(
@@ -461,6 +463,11 @@ class SharedLinear(L.Linear):
             raise ValueError(
                 'cannot load a W of shape {} into a SharedLinear whose W has '
                 'the shape {}'.format(W.shape, here)
+            )
+        if self.b is None and _read(serializer, 'b') is not None:
+            raise ValueError(
+                'cannot load a SharedLinear with a bias into one without: '
+                'make it with nobias=False'
             )
         if b is not None and b.shape != self.b.shape:
             raise ValueError(

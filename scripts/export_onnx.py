@@ -3,7 +3,7 @@
 
 .. code-block:: console
 
-    $ pip install '.[onnx]'
+    $ pip install onnx onnxruntime
     $ python scripts/export_onnx.py --out result
 
 Reads model.npz in the directory, and writes model.onnx and, with the second
@@ -141,7 +141,7 @@ def parse_args():
         '--repeats',
         type=integer(1),
         default=200,
-        help='runs of each model and batch size, of which it takes the median',
+        help='timed runs per model and batch size; the median is printed',
     )
     return parser.parse_args()
 
@@ -156,7 +156,7 @@ def main():
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
     except ImportError as error:
-        fail("{}; pip install '.[onnx]' installs what it needs".format(error))
+        fail('{}: pip install onnx onnxruntime'.format(error))
     try:
         model, common_num = load_model(os.path.join(args.out, 'model.npz'))
         models = make_dense(model, common_num), model

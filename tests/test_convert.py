@@ -471,7 +471,7 @@ class TestKept:
         train(model, optimizer, x)
         report = share(model, {'/l2': 3})
         assert report.restarted == ('/l2/W',)
-        assert 'starts anew for /l2/W.' in str(report)
+        assert 'was reset for /l2/W.' in str(report)
 
         class Tiled(L.Linear):
             def forward(self, x):
@@ -934,7 +934,7 @@ class TestFold:
         before = state_of(model)
         with pytest.raises(
             ValueError,
-            match='cannot fold /l2 into /l1: it changes the outputs',
+            match='cannot fold /l2 into /l1: that changes the outputs',
         ):
             share(model, {'/l2': 2}, inputs=x, fold={'/l2': '/l1'})
         assert state_of(model) == before
@@ -983,10 +983,11 @@ class TestReport:
         header, line, *rows = str(report).splitlines()
         assert set(line) == {'-', ' '}
         assert [' '.join(row.split()) for row in (header, *rows)] == [
-            'layer common_num parameters before weight error order in',
+            'layer common_num parameters parameters before weight error '
+            'order folded into',
             '/a 2 1,234 5,678 50.00%',
             '/b 10 1 2 0.00% /a',
-            'The state of the optimizer starts anew for /a/W, /b/W.',
+            'The state of the optimizer was reset for /a/W, /b/W.',
         ]
 
 
@@ -1041,7 +1042,7 @@ X = numpy.ones((3, IN))
 PERMUTATION = numpy.arange(HIDDEN)[::-1]
 ERRORS = {
     'width': (nothing, {'common_num': {'/l2': 5}},
-              r'/l2: .* in_size is 12 and common_num is 5; .* 4 and 6 do'),
+              r'/l2: .* in_size is 12 and common_num is 5; .* 4 or 6$'),
     'width of one': (nothing, {'common_num': 4}, '/l1: .* in_size is 6'),
     'zero': (nothing, {'common_num': 0}, 'common_num of share .* 0'),
     'bool': (nothing, {'common_num': True}, 'common_num of share .* True'),
@@ -1049,37 +1050,40 @@ ERRORS = {
     'fraction': (nothing, {'common_num': 2.5}, 'common_num of share .* 2.5'),
     'None': (nothing, {'common_num': None}, 'common_num of share .* None'),
     'path': (nothing, {'common_num': {'/l2': 2, '/l4': 2}},
-             'common_num of share names /l4, .* none of .*: */l1, /l2, /l3|'
-             'names /l4, which matches none .* are /l1, /l2, /l3'),
-    'no slash': (nothing, {'common_num': {'l2': 2}}, 'names l2, .* /l2'),
-    'pattern': (nothing, {'common_num': {'/fc*': 2}}, r'names /fc\*, .* /l1'),
+             'common_num of share: /l4 matches none .* are /l1, /l2, /l3'),
+    'no slash': (nothing, {'common_num': {'l2': 2}}, 'l2 matches none .* /l2'),
+    'pattern': (nothing, {'common_num': {'/fc*': 2}}, r'/fc\* matches .* /l1'),
     'two patterns': (nothing, {'common_num': {'/l*': 2, '*2': 2}},
-                     r'/l2 by several patterns, /l\*, \*2'),
+                     r'/l2 matches several patterns, /l\*, \*2'),
     'not initialized': (make_lazy, {}, '/l2 has no weight yet'),
     'tied': (tie, {}, r'/l2 .* its W in several places: /l2/W, /l3/W'),
     'tied bias': (tie_bias, {}, r'/l2 .* its b in .*: /l2/b, /l3/b'),
     'link twice': (same_link_twice, {},
                    '/again/W, /l2/W'),
-    'nan in W': (set_array('/l2/W', numpy.nan), {}, '/l2/W .* not finite'),
-    'inf in b': (set_array('/l2/b', numpy.inf), {}, '/l2/b .* not finite'),
-    'subclass': (subclass, {}, 'names /l2, which is a Mine'),
+    'nan in W': (set_array('/l2/W', numpy.nan), {}, '/l2/W contains NaN'),
+    'inf in b': (set_array('/l2/b', numpy.inf), {}, '/l2/b contains NaN'),
+    'subclass': (subclass, {}, '/l2 is a Mine, and not'),
     'hook': (add_hook, {}, '/l2 .* link hooks, SpectralNormalization'),
-    'shared': (share_before, {}, 'names /l2, which is a SharedLinear'),
+    'shared': (share_before, {}, '/l2 is a SharedLinear'),
     'order': (nothing, {'order': 'interleaved'}, "/l2: .* 'interleaved'"),
     'no order': (nothing, {'order': None}, '/l2: .* it is None'),
     'length of order': (nothing, {'order': [1, 0]}, r'/l2: .* \(2,\)'),
     'order of floats': (nothing, {'order': PERMUTATION * 1.0}, 'float64'),
     'no permutation': (nothing, {'order': PERMUTATION // 2 * 2}, 'is missing'),
     'order of another': (nothing, {'order': {'/l3': 'grouped'}},
-                         'order of share names /l3, which is not shared'),
+                         'order of share: /l3 is not shared'),
     'no batch': (nothing, {'inputs': []}, 'inputs of share has no batch'),
     'empty batch': (nothing, {'inputs': X[:0]}, 'never reach /l2'),
     'bias without inputs': (nothing, {'add_bias': True}, 'without inputs'),
     'nan in inputs': (nothing, {'inputs': X * numpy.nan}, '/l2 .* not finite'),
     'inf in inputs': (nothing, {'inputs': X * numpy.inf}, '/l2 .* not finite'),
+    'iterator': (nothing, {'inputs': chainer.iterators.SerialIterator(X, 2)},
+                 'not a SerialIterator'),
+    'examples with labels': (nothing, {'inputs': [(X[0], 1)]},
+                             'batches of ndarray, int, it raises TypeError'),
     'inputs too large': (nothing, {'inputs': X * 1e200}, '/l2 .* too large'),
     'fold of another': (nothing, {'fold': {'/l3': '/l2'}},
-                        'cannot fold /l3 into /l2: it does not share /l3'),
+                        'fold /l3 into /l2: /l3 is not shared by this'),
     'fold into nothing': (nothing, {'fold': {'/l2': '/l4'}},
                           'cannot fold /l2 into /l4: /l4 is no linear layer'),
     'fold into itself': (nothing, {'fold': {'/l2': '/l2'}},
@@ -1125,7 +1129,7 @@ class TestErrors:
         if model is L.LSTM:
             model = SharedLinear(4, 4, common_num=2)
         with pytest.raises(
-            ValueError, match='this {} has none'.format(type(model).__name__)
+            ValueError, match='this {} holds none'.format(type(model).__name__)
         ):
             share(model, 2)
 

@@ -301,15 +301,15 @@ class TestArguments:
     @pytest.mark.parametrize(
         ('in_size', 'common_num', 'nearby'),
         [
-            (1000, 7, '5 and 8 do'),
-            (7, 2, '1 and 7 do'),
-            (6, 7, '6 does'),
+            (1000, 7, '5 or 8'),
+            (7, 2, '1 or 7'),
+            (6, 7, '6'),
         ],
     )
     def test_common_num_that_does_not_divide(
         self, in_size, common_num, nearby
     ):
-        message = 'in_size is {} and common_num is {}; nearby, {}$'.format(
+        message = 'in_size is {} and common_num is {}; try {}$'.format(
             in_size, common_num, nearby
         )
         with pytest.raises(ValueError, match=message):
@@ -682,6 +682,12 @@ class TestSerialization:
         with numpy.load(path) as file:
             arrays = {**file, **changes}
         numpy.savez(path, **{k: a for k, a in arrays.items() if a is not None})
+
+    @pytest.mark.parametrize('strict', [True, False])
+    def test_bias_that_the_link_lacks(self, path, strict):
+        save_npz(path, make_link())
+        target = make_link(nobias=True)
+        self.check_refused(path, target, 'with a bias', strict=strict)
 
     def test_file_holds_no_pickles(self, path, orders):
         link = make_link(orders[0])

@@ -1,9 +1,8 @@
 """Compares shared layers with the alternatives, on MNIST.
 
-Each network is trained once per seed. What a run gave is kept in --out, so
-that another call computes only what is missing there, with whatever parts
-and seeds it is asked for. Takes about an hour on two cores, or a few minutes
-with --quick.
+Each network is trained once per seed. Results are kept in --out, and a later
+call computes only what is missing there. Takes about an hour on two cores, or
+a few minutes with --quick.
 """
 
 import argparse
@@ -109,7 +108,11 @@ def main():
         part: make_table(rows, records, args.seeds, speed)
         for part, rows in parts.items()
     }
-    plots = write_plots(parts, records, args.seeds, out)
+    try:
+        plots = write_plots(parts, records, args.seeds, out)
+    except ImportError as error:
+        print('no figures: {}'.format(error))
+        plots = []
     text = render(args, description + '; ' + machine, tables, plots)
     sys.stdout.reconfigure(errors='replace')  # Not every locale has ±.
     print(text)

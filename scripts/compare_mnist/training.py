@@ -148,7 +148,7 @@ def compute_missing(runs, store, dataset):
     records = {run: store.load_run(run) for run in runs}
     missing = [run for run in runs if not records[run]]
     there = len(runs) - len(missing)
-    print('{} of {} runs are there already'.format(there, len(runs)))
+    print('{} of {} runs are done already'.format(there, len(runs)))
     sys.stdout.flush()
     begin = time.monotonic()
     total = left = sum(1 + run.epochs for run in missing)
@@ -174,7 +174,7 @@ def compute_missing(runs, store, dataset):
                     records[run] = future.result()
                     left -= 1 + run.epochs
                     seconds = time.monotonic() - begin
-                    text = '{} runs, {:.0f} min to go; {}, seed {}: {:.2%}'
+                    text = '{} runs, {:.0f} min left; {}, seed {}: {:.2%}'
                     text = text.format(
                         sum(not record for record in records.values()),
                         seconds * left / (total - left) / 60,

@@ -147,7 +147,7 @@ def test_resuming(tmp_path, small, compared):
     assert times == {path: path.stat().st_mtime_ns for path in times}
     result = compare(small, out, *args)
     assert '10 of 10 runs' in result.stdout
-    assert 'damaged' not in result.stdout and 'to go' not in result.stdout
+    assert 'damaged' not in result.stdout and 'min left' not in result.stdout
     # What else decides what a run gives makes it another run.
     for changed in (['--epoch', '2'], ['--dataset', 'sample']):
         result = compare(small, out, '--only', 'first-layer', *changed)
@@ -163,7 +163,7 @@ def test_ctrl_c(tmp_path, small):
         start_new_session=True,
     )
     lines = iter(process.stdout.readline, '')
-    assert any('to go' in line for line in lines)
+    assert any('min left' in line for line in lines)
     # As a terminal does, to all processes.
     os.killpg(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=300)
@@ -182,7 +182,9 @@ def test_sigterm(tmp_path, small):
         text=True,
         start_new_session=True,
     )
-    assert any('to go' in line for line in iter(process.stdout.readline, ''))
+    assert any(
+        'min left' in line for line in iter(process.stdout.readline, '')
+    )
     process.terminate()
     # Not after the hour that the runs take.
     stdout, stderr = process.communicate(timeout=120)
