@@ -1,4 +1,5 @@
 import os
+import signal
 
 # The tests make their own settings, before Chainer reads those of the shell.
 for name in list(os.environ):
@@ -10,3 +11,7 @@ for name in list(os.environ):
 os.environ['PYTHONWARNINGS'] = (
     'ignore::UserWarning:cupy._environment,ignore:cuDNN is not'
 )
+
+# Where a shell runs the tests in its background, they ignore Ctrl-C, and what
+# they start would do so too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
