@@ -10,8 +10,6 @@ COMMON_NUMS = (2, 5, 10, 20, 50, 100)
 # What is shared of a trained network: n of its first and second layer.
 CONVERSIONS = [(1, n, 1) for n in (2, 5, 10, 20, 50)]
 CONVERSIONS += [(4, 10, 1), (14, 20, 1)]
-# Those that are fine-tuned at both learning rates.
-AT_BOTH_RATES = (1, 10, 1), (4, 10, 1), (14, 20, 1)
 STARTS = ('contiguous', 'grouped', 'calibrated', 'svd')
 LEARNING_RATES = (1e-3, 3e-4)
 ORDERS = ('contiguous', 'random', 'interleaved', '2x2')
@@ -45,12 +43,10 @@ def list_scratch(args):
 
 
 def list_conversions(args):
-    def list_runs(common_num=(1, 1, 1), **kwargs):
-        both = common_num in AT_BOTH_RATES and args.step == 1
-        for rate in LEARNING_RATES if both else LEARNING_RATES[:1]:
+    def list_runs(**kwargs):
+        for rate in LEARNING_RATES[:: args.step]:
             yield Run(
                 ARTICLE,
-                common_num,
                 dense_epochs=args.epoch,
                 epochs=min(3, args.epoch),
                 learning_rate=rate,
