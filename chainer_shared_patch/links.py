@@ -346,6 +346,9 @@ class SharedLinear(L.Linear):
             order=order,
         )
 
+    def __repr__(self) -> str:
+        return str(self)
+
     @property
     def printable_specs(self) -> Iterator[tuple]:
         yield from super().printable_specs

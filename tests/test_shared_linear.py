@@ -383,6 +383,7 @@ class TestArguments:
             'order=[4 0 3 5 1 2])'
         )
         link = SharedLinear(OUT, common_num=10, order='interleaved')
+        assert repr(link) == str(link)
         assert 'in_size=None' in str(link)
         assert 'order=interleaved' in str(link)
         link(numpy.zeros((1, 1000), 'f'))
