@@ -79,7 +79,10 @@ def plot(axes, title, rows, records, seeds):
         axis.set_minor_formatter('{x:,.10g}')
     axes.tick_params(axis='x', which='both', labelrotation=45)
     at_once = any(not trained for _, trained in series)
-    axes.legend(title='dotted: before fine-tuning' if at_once else None)
+    axes.figure.legend(
+        loc='outside right upper',
+        title='dotted: before\nfine-tuning' if at_once else None,
+    )
 
 
 def write_plots(parts, records, seeds, out):
