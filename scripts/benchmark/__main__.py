@@ -11,7 +11,6 @@ import json
 import os
 from pathlib import Path
 import platform
-import re
 import shlex
 import signal
 import sys
@@ -32,6 +31,7 @@ from sizes import GPU_SIZES, QUICK_SIZES, SHARINGS, SIZES, SWEEPS
 
 # The processes of the libraries inherit this path, and train too.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+from machine import describe_machine
 import train_mnist
 
 
@@ -67,12 +67,6 @@ def parse_args():
 
 def describe_run(device):
     """Returns the date, the machine, the versions and the command."""
-    processor = platform.processor() or platform.machine()
-    if os.path.exists('/proc/cpuinfo'):
-        models = re.findall(
-            r'model name\s*: (.+)', Path('/proc/cpuinfo').read_text()
-        )
-        processor = models[0] if models else processor
     versions = {'Python': platform.python_version()}
     for name in ('chainer', 'numpy', 'torch'):
         try:
@@ -84,8 +78,7 @@ def describe_run(device):
         versions['numpy'] += ' ({name} {version})'.format(**blas)
     except (KeyError, TypeError):  # NumPy before 1.25
         pass
-    cores = getattr(os, 'sched_getaffinity', lambda _: range(os.cpu_count()))
-    machine = '{}, {} cores'.format(processor, len(cores(0)))
+    machine = describe_machine()
     for name in ('OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS', 'OMP_NUM_THREADS'):
         if name in os.environ:
             machine += ', {}={}'.format(name, os.environ[name])

@@ -16,7 +16,7 @@ import zlib
 # The processes of the runs inherit this path.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from experiments import PARTS
-from speed import describe_machine, measure_speed
+from speed import describe_stack, measure_speed
 from tables import make_table, render, write_plots
 from train_mnist import integer
 from training import Store, compute_missing, read_dataset
@@ -92,7 +92,7 @@ def main():
         print('interrupted; the same command goes on from here')
         sys.exit(130)
     speed = {}
-    machine = describe_machine()
+    machine = describe_stack()
     if 'scratch' in parts:
         scratch = [run for _, (run,) in parts['scratch']]
         key = {'speed on': machine, 'runs': [run.key for run in scratch]}

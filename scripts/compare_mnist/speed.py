@@ -3,36 +3,26 @@
 import contextlib
 import functools
 import importlib.metadata
-import os
-from pathlib import Path
 import platform
-import re
 import statistics
 import time
 
 import chainer
+from machine import describe_machine
 from networks import Network
 import numpy
-from training import BATCH_SIZE, count_cores, train
+from training import BATCH_SIZE, train
 
 ONNX_BATCH_SIZES = (1, 32)
 
 
-def describe_machine():
-    """Returns the processor, its cores, and the versions, in words."""
-    processor = platform.processor() or platform.machine()
-    if os.path.exists('/proc/cpuinfo'):
-        models = re.findall(
-            r'model name\s*: (.+)', Path('/proc/cpuinfo').read_text()
-        )
-        processor = models[0] if models else processor
+def describe_stack():
+    """Returns the machine and the versions, in words."""
     versions = ['Python ' + platform.python_version()]
     for name in ('chainer', 'numpy', 'onnxruntime'):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(name + ' ' + importlib.metadata.version(name))
-    return '{}, {} cores, {}'.format(
-        processor, count_cores(), ', '.join(versions)
-    )
+    return ', '.join([describe_machine(), *versions])
 
 
 def take_turns(calls, rounds, repeats):

@@ -14,6 +14,7 @@ import time
 import chainer_shared_patch  # noqa: F401
 import chainer
 import chainer.functions as F
+from machine import count_cores
 from networks import Network, convert
 import numpy
 from train_mnist import load_dataset
@@ -133,12 +134,6 @@ def compute(run, store, dataset):
     record = {'parameters': parameters, 'accuracies': accuracies}
     store.save(run.key, record)
     return record
-
-
-def count_cores():
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
 
 
 def compute_missing(runs, store, dataset):
