@@ -12,6 +12,7 @@ import sys
 
 from chainer_shared_patch.compat import (
     environment,
+    hdf5,
     importing,
     mnist,
     numpy_changes,
@@ -30,6 +31,7 @@ FIXES: tuple[Fix, ...] = (
     *pkg_resources.FIXES,
     *protobuf.FIXES,
     *scipy_float16.FIXES,
+    *hdf5.FIXES,
     *mnist.FIXES,
     *onnx.FIXES,
 )

@@ -50,16 +50,30 @@ def _mend_resize_images(module: Any) -> None:
     )
 
 
+def _cast(number: Any, dtype: numpy.dtype) -> Any:
+    # As NumPy 1 did with an integer outside the range of the dtype.
+    return numpy.array(number).astype(dtype)[()]
+
+
 def _mend_pad_sequence(module: Any) -> None:
     forward = module.PadSequence.forward
 
     @functools.wraps(forward)
     def forward_casting(self: Any, xs: tuple) -> tuple:
-        # As NumPy 1 did with an integer outside the range of the dtype.
-        self.padding = numpy.array(self.padding).astype(xs[0].dtype)[()]
+        self.padding = _cast(self.padding, xs[0].dtype)
         return forward(self, xs)
 
     module.PadSequence.forward = forward_casting
+
+
+def _mend_convert(module: Any) -> None:
+    concat = module._concat_arrays_with_padding
+
+    @functools.wraps(concat)
+    def concat_casting(arrays: Any, padding: Any) -> Any:
+        return concat(arrays, _cast(padding, arrays[0].dtype))
+
+    module._concat_arrays_with_padding = concat_casting
 
 
 def _list_meshgrid(*args: Any, **kwargs: Any) -> list:
@@ -107,6 +121,13 @@ FIXES = (
         since='NumPy 2.0',
         is_needed=_is_numpy_2,
         mend=_mend_pad_sequence,
+    ),
+    Fix(
+        module='chainer.dataset.convert',
+        broken='padding that the dtype cannot hold is an OverflowError',
+        since='NumPy 2.0',
+        is_needed=_is_numpy_2,
+        mend=_mend_convert,
     ),
     Fix(
         module='chainer.distributions.categorical',

@@ -1,5 +1,6 @@
 import chainer_shared_patch  # noqa: F401
 import chainer
+from chainer.dataset import concat_examples
 import chainer.functions as F
 import numpy
 
@@ -18,6 +19,20 @@ def test_pad_sequence_of_floats():
     y = F.pad_sequence(xs, length=3, padding=0.5)
     assert y.dtype == 'f'
     assert y.array.tolist() == [[1.5, 0.5, 0.5], [2, 3, 0.5]]
+
+
+def test_concat_examples_wraps_what_the_dtype_cannot_hold():
+    batch = [numpy.array([1], 'u1'), numpy.array([2, 3], 'u1')]
+    array = concat_examples(batch, padding=-1)
+    assert array.dtype == 'u1'
+    assert array.tolist() == [[1, 255], [2, 3]]
+
+
+def test_concat_examples_of_floats():
+    batch = [numpy.array([1.5], 'f'), numpy.array([2, 3], 'f')]
+    array = concat_examples(batch, padding=0.5)
+    assert array.dtype == 'f'
+    assert array.tolist() == [[1.5, 0.5], [2, 3]]
 
 
 def test_categorical_log_prob(random):
