@@ -11,6 +11,7 @@ import importlib
 import sys
 
 from chainer_shared_patch.compat import (
+    chainermn,
     environment,
     importing,
     mnist,
@@ -32,6 +33,7 @@ FIXES: tuple[Fix, ...] = (
     *scipy_float16.FIXES,
     *mnist.FIXES,
     *onnx.FIXES,
+    *chainermn.FIXES,
 )
 
 
