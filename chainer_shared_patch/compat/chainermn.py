@@ -64,8 +64,8 @@ FIXES = (
     Fix(
         module='chainermn.iterators.multi_node_iterator',
         broken='int() of an array of one element is a TypeError',
-        since='NumPy 2.5',
-        is_needed=lambda: is_at_least('numpy', '2.5'),
+        since='NumPy 2.4',
+        is_needed=lambda: is_at_least('numpy', '2.4'),
         mend=_mend_multi_node_iterator,
     ),
     Fix(

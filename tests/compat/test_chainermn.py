@@ -109,8 +109,11 @@ def test_unpack_params(transfer_dtype):
     params[0].grad = numpy.zeros((2, 3), 'f')
     params[2].grad = numpy.zeros((), 'd')
     _memory_utility.unpack_params(
-        params, 'grad', Buffer(numpy.arange(11, dtype=transfer_dtype)),
-        numpy.dtype(transfer_dtype), zero_fill=True,
+        params,
+        'grad',
+        Buffer(numpy.arange(11, dtype=transfer_dtype)),
+        numpy.dtype(transfer_dtype),
+        zero_fill=True,
     )
     assert [param.grad.dtype for param in params] == ['f', 'e', 'd']
     numpy.testing.assert_array_equal(params[0].grad, [[0, 1, 2], [3, 4, 5]])
