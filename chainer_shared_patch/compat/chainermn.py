@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -60,6 +61,28 @@ def _mend_memory_utility(module: Any) -> None:
     module.unpack_params = unpack_params
 
 
+def _mend_batched_copies(module: Any) -> None:
+    # NVRTC knows half from here alone; cupy/carray.cuh brought it along.
+    def include(make: Callable[[], Any]) -> Callable[[], Any]:
+        @functools.wraps(make)
+        def make_including() -> Any:
+            kernel = make()
+            code = '#include <cuda_fp16.h>\n' + kernel.code
+            return module.chainer.cuda.raw(code, kernel.name)
+
+        return make_including
+
+    for name in ('_cupy_batched_pack_params', '_cupy_batched_unpack_params'):
+        setattr(module, name, include(getattr(module, name)))
+
+
+def _is_cupy_14() -> bool:
+    return any(
+        is_at_least(name, '14')
+        for name in ('cupy', 'cupy-cuda12x', 'cupy-cuda13x')
+    )
+
+
 FIXES = (
     Fix(
         module='chainermn.iterators.multi_node_iterator',
@@ -81,5 +104,12 @@ FIXES = (
         since='CuPy 14, NumPy 2.0',
         is_needed=lambda: is_at_least('numpy', '2'),
         mend=_mend_memory_utility,
+    ),
+    Fix(
+        module='chainermn.communicators._memory_utility',
+        broken='the type half of the kernels that copy gradients is unknown',
+        since='CuPy 14',
+        is_needed=_is_cupy_14,
+        mend=_mend_batched_copies,
     ),
 )
