@@ -7,14 +7,24 @@
     $ python scripts/run_chainer_tests.py chainer
 
 Needs pytest, mock and SciPy. The argument tests/onnx_chainer_tests runs those
-of the exporter to ONNX, which need onnx and onnxruntime. Sums up failures and
-skips by their cause, and exits with status 1 if a test fails that
-chainer_test_failures.csv does not list, or fails more often than listed there.
+of the exporter to ONNX, which need onnx and onnxruntime. Those of ChainerMN
+need mpi4py, and two processes:
+
+.. code-block:: console
+
+    $ mpiexec -n 2 python scripts/run_chainer_tests.py chainer \\
+          tests/chainermn_tests
+
+Sums up failures and skips by their cause, and exits with status 1 if a test
+fails that chainer_test_failures.csv does not list, or fails more often than
+listed there.
 """
 
 import argparse
 import collections
 import csv
+import faulthandler
+import io
 import os
 from pathlib import Path
 import platform
@@ -31,7 +41,7 @@ import scipy
 LIST = Path(__file__).with_name('chainer_test_failures.csv')
 MARKERS = (
     'not gpu and not multi_gpu and not cudnn and not ideep and not chainerx '
-    'and not slow'
+    'and {}slow'
 )
 
 
@@ -66,28 +76,41 @@ def skip_reason(report):
 
 
 class Recorder:
-    """A pytest plugin that counts outcomes and their causes."""
+    """A pytest plugin that keeps the outcome of each test, and its cause.
 
-    def __init__(self):
-        self.counts = collections.Counter()
-        self.skips = collections.Counter()
-        self.failures = []
+    A test that takes longer than ``time_limit`` seconds ends the process, with
+    a traceback: with several processes, one that fails in the middle of a test
+    leaves the others waiting for it.
+    """
+
+    def __init__(self, rank, time_limit):
+        self.rank = rank
+        self.time_limit = time_limit
+        self.outcomes = {}
+        # Where pytest does not capture it.
+        self.stderr = os.dup(2)
+
+    def pytest_runtest_logstart(self, nodeid):
+        faulthandler.dump_traceback_later(
+            self.time_limit, exit=True, file=self.stderr
+        )
+
+    def pytest_runtest_logfinish(self, nodeid):
+        faulthandler.cancel_dump_traceback_later()
 
     def pytest_runtest_logreport(self, report):
         if report.failed:
             self.add_failure(report)
         elif report.skipped:
-            self.counts['skipped'] += 1
-            self.skips[skip_reason(report)] += 1
+            self.outcomes[report.nodeid] = 'skipped', skip_reason(report)
         elif report.when == 'call':
-            self.counts['passed'] += 1
+            self.outcomes[report.nodeid] = 'passed', ''
 
     def pytest_collectreport(self, report):
         if report.failed:
             self.add_failure(report)
 
     def add_failure(self, report):
-        self.counts['failed'] += 1
         crash = getattr(report.longrepr, 'reprcrash', None)
         text = str(report.longrepr)
         message = crash.message if crash else text.splitlines()[-1]
@@ -95,7 +118,28 @@ class Recorder:
         if 'Parameterized test failed' in short:
             short = shorten(message + '\n' + text)
         cause = re.sub(r'0x[0-9a-f]+', '0x...', short)[:160]
-        self.failures.append((generalize(report.nodeid), cause))
+        self.outcomes[report.nodeid] = 'failed', cause
+        if self.rank is not None:
+            # Other processes may now wait until the end of their time limit.
+            line = '\nrank {}: {}: {}\n'.format(
+                self.rank, report.nodeid, cause
+            )
+            os.write(self.stderr, line.encode())
+
+
+def merge(outcomes):
+    """Returns the outcome of each test from those in several processes.
+
+    A test has failed if it has failed in one process, and else passed if it
+    has passed in one.
+    """
+    merged = {}
+    for outcome in ('skipped', 'passed', 'failed'):
+        for of_one_process in outcomes:
+            for nodeid, (actual, cause) in of_one_process.items():
+                if actual == outcome:
+                    merged[nodeid] = outcome, cause
+    return merged
 
 
 def read_list():
@@ -110,6 +154,15 @@ def main():
     parser.add_argument('checkout', type=Path, help='a clone of Chainer')
     parser.add_argument('--common-num', type=int, default=10)
     parser.add_argument(
+        '--slow', action='store_true', help='run only the tests marked slow'
+    )
+    parser.add_argument(
+        '--time-limit',
+        type=float,
+        default=600,
+        help='seconds for each test, after which the run ends (default: 600)',
+    )
+    parser.add_argument(
         'pytest_args',
         nargs=argparse.REMAINDER,
         help='paths in the clone, and options of pytest',
@@ -118,62 +171,86 @@ def main():
     tests = args.checkout / 'tests' / 'chainer_tests'
     if not tests.is_dir():
         parser.error('there is no {}'.format(tests))
+    comm = None
+    if any('chainermn_tests' in arg for arg in args.pytest_args):
+        from mpi4py.MPI import COMM_WORLD as comm
 
     chainer_shared_patch.install()
     chainer.global_config.common_num = args.common_num
     os.environ['CHAINER_COMMON_NUM'] = str(args.common_num)
     listed = read_list()
     os.chdir(args.checkout)
-    recorder = Recorder()
+    if comm is not None and comm.rank > 0:
+        sys.stdout = io.StringIO()
+    recorder = Recorder(comm and comm.rank, args.time_limit)
     # Without Chainer's setup.cfg, whose filters turn the warnings of today's
     # Python into failures.
     status = pytest.main(
         [
-            *('-c', os.devnull, '--rootdir', '.', '-m', MARKERS),
+            *('-c', os.devnull, '--rootdir', '.'),
+            *('-m', MARKERS.format('' if args.slow else 'not ')),
             *('-q', '--tb=short', '--no-summary', '-p', 'no:cacheprovider'),
             '--continue-on-collection-errors',
             *(args.pytest_args or ['tests/chainer_tests']),
         ],
         plugins=[recorder],
     )
+    results = [(status, recorder.outcomes)]
+    if comm is not None:
+        results = comm.gather(results[0])
+        if comm.rank > 0:
+            return
 
+    statuses, outcomes = zip(*results)
+    outcomes = merge(outcomes)
+    counts = collections.Counter(outcome for outcome, _ in outcomes.values())
     print('\nSkipped')
-    for reason, number in recorder.skips.most_common():
+    skips = collections.Counter(
+        cause for outcome, cause in outcomes.values() if outcome == 'skipped'
+    )
+    for reason, number in skips.most_common():
         print('  {:6} {}'.format(number, ' '.join(reason.split())[:100]))
 
+    failures = [
+        (generalize(nodeid), cause)
+        for nodeid, (outcome, cause) in outcomes.items()
+        if outcome == 'failed'
+    ]
     causes = collections.defaultdict(collections.Counter)
-    for test, cause in recorder.failures:
+    for test, cause in failures:
         causes[cause][test] += 1
     for cause, tests in sorted(causes.items()):
         print('\n{}'.format(cause))
         for test, number in sorted(tests.items()):
             mark = 'listed' if test in listed else 'NOT LISTED'
             print('  {:6} {} ({})'.format(number, test, mark))
-    totals = collections.Counter(test for test, _ in recorder.failures)
+    totals = collections.Counter(test for test, _ in failures)
     unlisted = sum(
         max(0, number - listed.get(test, 0)) for test, number in totals.items()
     )
     print(
         '\nPython {}, NumPy {}, SciPy {}, protobuf {}, Chainer {}, '
-        'common_num {}'.format(
+        'common_num {}, processes {}'.format(
             platform.python_version(),
             numpy.__version__,
             scipy.__version__,
             google.protobuf.__version__,
             chainer.__version__,
             args.common_num,
+            len(statuses),
         )
     )
     print(
         '{} passed, {} failed ({} of them not listed), {} skipped'.format(
-            recorder.counts['passed'],
-            recorder.counts['failed'],
+            counts['passed'],
+            counts['failed'],
             unlisted,
-            recorder.counts['skipped'],
+            counts['skipped'],
         )
     )
-    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        sys.exit('pytest did not finish: {!r}'.format(status))
+    for status in statuses:
+        if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            sys.exit('pytest did not finish: {!r}'.format(status))
     sys.exit(1 if unlisted else 0)
 
 

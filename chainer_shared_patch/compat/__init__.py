@@ -11,6 +11,7 @@ import importlib
 import sys
 
 from chainer_shared_patch.compat import (
+    chainermn,
     environment,
     hdf5,
     importing,
@@ -34,6 +35,7 @@ FIXES: tuple[Fix, ...] = (
     *hdf5.FIXES,
     *mnist.FIXES,
     *onnx.FIXES,
+    *chainermn.FIXES,
 )
 
 

@@ -1,8 +1,10 @@
 import collections
 import csv
 import importlib.util
+import os
 from pathlib import Path
 import re
+import shutil
 import subprocess
 import sys
 
@@ -23,6 +25,10 @@ def test_plugin():
 def test_not_selected():
     assert False
 
+@pytest.mark.slow
+def test_slow():
+    pass
+
 @pytest.mark.skip(reason='no such thing')
 def test_skipped():
     pass
@@ -31,6 +37,24 @@ def test_skipped():
 class TestFunction(unittest.TestCase):
     def test_label(self):
         {statement}
+"""
+
+# One test that passes in both processes, one that is skipped in the first,
+# and one that fails in the second and leaves the first waiting there.
+MPI_TESTS = """
+from mpi4py.MPI import COMM_WORLD
+import pytest
+
+def test_passing():
+    assert COMM_WORLD.allreduce(COMM_WORLD.rank) == 1
+
+def test_skipped_in_the_first():
+    if COMM_WORLD.rank == 0:
+        pytest.skip('not here')
+
+def test_failing_in_the_second():
+    assert COMM_WORLD.rank == 0, 'not there'
+    {statement}
 """
 
 
@@ -111,6 +135,73 @@ def test_that_cannot_be_collected(tmp_path):
     result = run(tmp_path, 'test_new.py', statement='invalid syntax')
     assert result.returncode == 1
     assert 'test_new.py (NOT LISTED)' in result.stdout
+
+
+def test_slow(tmp_path):
+    result = run(tmp_path, 'test_new.py', '--slow')
+    assert result.returncode == 0, result.stdout + result.stderr
+    last = result.stdout.splitlines()[-1]
+    assert last == '1 passed, 0 failed (0 of them not listed), 0 skipped'
+
+
+def test_that_hangs(tmp_path):
+    statement = 'import threading; threading.Event().wait()'
+    result = run(
+        tmp_path, 'test_new.py', '--time-limit', '1', statement=statement
+    )
+    assert result.returncode == 1
+    assert 'Timeout' in result.stderr
+    assert re.search('test_new.py", line .* in test_label', result.stderr)
+
+
+@pytest.mark.parametrize('statement', ['pass', 'COMM_WORLD.barrier()'])
+def test_in_two_processes(tmp_path, statement):
+    pytest.importorskip('mpi4py')
+    mpiexec = shutil.which('mpiexec', path=Path(sys.executable).parent)
+    if mpiexec is None:
+        pytest.skip('needs mpiexec beside the interpreter')
+    (tmp_path / 'tests' / 'chainer_tests').mkdir(parents=True)
+    folder = tmp_path / 'tests' / 'chainermn_tests'
+    folder.mkdir()
+    code = MPI_TESTS.format(statement=statement)
+    (folder / 'test_new.py').write_text(code)
+    result = subprocess.run(
+        [
+            *(mpiexec, '-n', '2', sys.executable, str(SCRIPT)),
+            *('--time-limit', '10', str(tmp_path), 'tests/chainermn_tests'),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={
+            **os.environ,
+            'OMPI_ALLOW_RUN_AS_ROOT': '1',
+            'OMPI_ALLOW_RUN_AS_ROOT_CONFIRM': '1',
+            'PRTE_MCA_rmaps_default_mapping_policy': ':oversubscribe',
+        },
+    )
+    assert result.returncode == 1, result.stdout + result.stderr
+    failure = 'rank 1: .*test_failing_in_the_second: AssertionError: not there'
+    assert re.search(failure, result.stderr)
+    if statement == 'pass':
+        line = '2 passed, 1 failed (1 of them not listed), 0 skipped'
+        assert result.stdout.count(line) == 1
+    else:
+        place = 'test_new.py", line .* in test_failing_in_the_second'
+        assert re.search(place, result.stderr)
+
+
+def test_merge(script):
+    outcomes = [
+        {'a': ('passed', ''), 'b': ('skipped', 'x'), 'c': ('failed', 'y')},
+        {'a': ('failed', 'z'), 'b': ('passed', ''), 'c': ('passed', '')},
+    ]
+    expected = {
+        'a': ('failed', 'z'),
+        'b': ('passed', ''),
+        'c': ('failed', 'y'),
+    }
+    assert script.merge(outcomes) == script.merge(outcomes[::-1]) == expected
 
 
 def test_no_checkout(tmp_path):

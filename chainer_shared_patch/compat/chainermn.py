@@ -1,0 +1,115 @@
+"""What NumPy and CuPy refuse or return otherwise, in ChainerMN."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+from chainer_shared_patch.compat.importing import Fix, is_at_least
+import numpy
+
+
+def _int(value: Any) -> int:
+    return int(numpy.asarray(value).item())
+
+
+def _mend_multi_node_iterator(module: Any) -> None:
+    # The size of the data set arrives as an array of one element.
+    module.int = _int
+
+
+def _widen(value: Any) -> Any:
+    """Returns a NumPy scalar as NumPy 1 would have added it to an int."""
+    if isinstance(value, (numpy.generic, numpy.ndarray)) and value.ndim == 0:
+        return value.astype(numpy.promote_types(value.dtype, numpy.int64))
+    return value
+
+
+def _mend_observation_aggregator(module: Any) -> None:
+    average = module._average_2d
+
+    @functools.wraps(average)
+    def average_widened(xs: list[list]) -> Any:
+        return average([[_widen(x) for x in row] for row in xs])
+
+    module._average_2d = average_widened
+
+
+def _mend_memory_utility(module: Any) -> None:
+    @functools.wraps(module.unpack_params)
+    def unpack_params(
+        params: list,
+        attr_name: str,
+        buffer: Any,
+        transfer_dtype: Any,
+        zero_fill: bool,
+        stream: Any = None,
+    ) -> None:
+        offset = 0
+        for param in params:
+            array = getattr(param, attr_name)
+            if array is None and attr_name == 'grad' and zero_fill:
+                array = param.xp.empty_like(param.data)
+                setattr(param, attr_name, array)
+            received = array.astype(transfer_dtype, copy=False)
+            buffer.to_device(received, received.nbytes, offset, stream)
+            offset += received.nbytes
+            if received is not array:
+                array[...] = received.astype(array.dtype)
+
+    module.unpack_params = unpack_params
+
+
+def _mend_batched_copies(module: Any) -> None:
+    # NVRTC knows half from here alone; cupy/carray.cuh brought it along.
+    def include(make: Callable[[], Any]) -> Callable[[], Any]:
+        @functools.wraps(make)
+        def make_including() -> Any:
+            kernel = make()
+            code = '#include <cuda_fp16.h>\n' + kernel.code
+            return module.chainer.cuda.raw(code, kernel.name)
+
+        return make_including
+
+    for name in ('_cupy_batched_pack_params', '_cupy_batched_unpack_params'):
+        setattr(module, name, include(getattr(module, name)))
+
+
+def _is_cupy_14() -> bool:
+    return any(
+        is_at_least(name, '14')
+        for name in ('cupy', 'cupy-cuda12x', 'cupy-cuda13x')
+    )
+
+
+FIXES = (
+    Fix(
+        module='chainermn.iterators.multi_node_iterator',
+        broken='int() of an array of one element is a TypeError',
+        since='NumPy 2.4',
+        is_needed=lambda: is_at_least('numpy', '2.4'),
+        mend=_mend_multi_node_iterator,
+    ),
+    Fix(
+        module='chainermn.extensions.observation_aggregator',
+        broken='the average of float16 or float32 is not taken in float64',
+        since='NumPy 2.0',
+        is_needed=lambda: is_at_least('numpy', '2'),
+        mend=_mend_observation_aggregator,
+    ),
+    Fix(
+        module='chainermn.communicators._memory_utility',
+        broken='array(copy=False), with another dtype, is a ValueError',
+        since='CuPy 14, NumPy 2.0',
+        is_needed=lambda: is_at_least('numpy', '2'),
+        mend=_mend_memory_utility,
+    ),
+    Fix(
+        module='chainermn.communicators._memory_utility',
+        broken='the type half of the kernels that copy gradients is unknown',
+        since='CuPy 14',
+        is_needed=_is_cupy_14,
+        mend=_mend_batched_copies,
+    ),
+)

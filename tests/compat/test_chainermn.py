@@ -1,0 +1,121 @@
+import collections
+
+import chainer_shared_patch  # noqa: F401
+import chainer
+import chainermn
+import numpy
+import pytest
+
+
+class Mailbox:
+    """A communicator of two ranks, the first of which runs to its end."""
+
+    def __init__(self, rank, messages):
+        self.rank = rank
+        self.messages = messages
+
+    def bcast(self, x, root):
+        if self.rank == root:
+            self.messages.append(x)
+            return x
+        return self.messages.popleft()
+
+
+@pytest.mark.parametrize('shuffle', [True, False])
+def test_multi_node_iterator(shuffle):
+    data = numpy.arange(10, dtype='f')
+    messages = collections.deque()
+    master, slave = (
+        chainermn.iterators.create_multi_node_iterator(
+            chainer.iterators.SerialIterator(
+                data, 4, repeat=False, shuffle=shuffle
+            ),
+            Mailbox(rank, messages),
+        )
+        for rank in range(2)
+    )
+    assert slave.dataset_size == 10
+    expected = list(master)
+    assert sorted(sum(expected, [])) == data.tolist()
+    assert list(slave) == expected
+
+
+def observe(values, aggregator=None):
+    """Returns what a trainer extension makes of values of one rank each."""
+
+    class Communicator:
+        rank = 0
+
+        def gather_obj(self, history):
+            return [[value] for value in values]
+
+        def bcast_obj(self, obj):
+            return obj
+
+    class Trainer:
+        observation = {'loss': values[0]}
+        updater = type('Updater', (), {'iteration': 1})
+
+    extension = chainermn.extensions.ObservationAggregator(
+        Communicator(), 'loss', aggregator=aggregator
+    )
+    trainer = Trainer()
+    extension(trainer)
+    return trainer.observation['loss']
+
+
+@pytest.mark.parametrize('kind', [numpy.float32, numpy.float16, numpy.int8])
+@pytest.mark.parametrize('wrap', [lambda value: value, numpy.asarray])
+def test_average_of_observations(kind, wrap):
+    # The sum of the values, and their average, are beyond their dtype.
+    values = [wrap(value) for value in numpy.array([100, 1, 1], kind)] * 100
+    if kind is not numpy.int8:
+        values = [wrap(numpy.nextafter(value, kind(0))) for value in values]
+    exact = numpy.array(values).astype('d').mean()
+    actual = observe(values)
+    assert actual.dtype == numpy.float64
+    numpy.testing.assert_allclose(actual, exact, rtol=len(values) * 2**-53)
+
+
+@pytest.mark.parametrize('value', [numpy.ones(2, 'f'), 1.5])
+def test_average_of_other_observations(value):
+    actual = observe([value, 3 * value])
+    assert type(actual) is type(value)
+    assert getattr(actual, 'dtype', 'f') == 'f'
+    numpy.testing.assert_array_equal(actual, 2 * value)
+
+
+class Buffer:
+    """Memory of a GPU, on the CPU."""
+
+    def __init__(self, array):
+        self.bytes = array.tobytes()
+
+    def to_device(self, dst, size, offset, stream):
+        source = self.bytes[offset : offset + size]
+        dst[...] = numpy.frombuffer(source, dst.dtype).reshape(dst.shape)
+
+
+@pytest.mark.parametrize('transfer_dtype', ['e', 'f', 'd'])
+def test_unpack_params(transfer_dtype):
+    pytest.importorskip('mpi4py.MPI')
+    from chainermn.communicators import _memory_utility
+
+    params = [
+        chainer.Parameter(numpy.zeros((2, 3), 'f')),
+        chainer.Parameter(numpy.zeros(4, 'e')),
+        chainer.Parameter(numpy.zeros((), 'd')),
+    ]
+    params[0].grad = numpy.zeros((2, 3), 'f')
+    params[2].grad = numpy.zeros((), 'd')
+    _memory_utility.unpack_params(
+        params,
+        'grad',
+        Buffer(numpy.arange(11, dtype=transfer_dtype)),
+        numpy.dtype(transfer_dtype),
+        zero_fill=True,
+    )
+    assert [param.grad.dtype for param in params] == ['f', 'e', 'd']
+    numpy.testing.assert_array_equal(params[0].grad, [[0, 1, 2], [3, 4, 5]])
+    numpy.testing.assert_array_equal(params[1].grad, [6, 7, 8, 9])
+    assert params[2].grad == 10
