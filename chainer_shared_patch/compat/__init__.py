@@ -19,6 +19,7 @@ from chainer_shared_patch.compat import (
     numpy_changes,
     onnx,
     pkg_resources,
+    promotion,
     protobuf,
     scipy_float16,
 )
@@ -29,6 +30,7 @@ __all__ = ['FIXES', 'Fix', 'apply']
 FIXES: tuple[Fix, ...] = (
     *environment.FIXES,
     *numpy_changes.FIXES,
+    *promotion.FIXES,
     *pkg_resources.FIXES,
     *protobuf.FIXES,
     *scipy_float16.FIXES,

@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 from chainer_shared_patch.compat.importing import Fix, is_at_least
+from chainer_shared_patch.compat.promotion import widen
 import numpy
 
 
@@ -19,19 +20,12 @@ def _mend_multi_node_iterator(module: Any) -> None:
     module.int = _int
 
 
-def _widen(value: Any) -> Any:
-    """Returns a NumPy scalar as NumPy 1 would have added it to an int."""
-    if isinstance(value, (numpy.generic, numpy.ndarray)) and value.ndim == 0:
-        return value.astype(numpy.promote_types(value.dtype, numpy.int64))
-    return value
-
-
 def _mend_observation_aggregator(module: Any) -> None:
     average = module._average_2d
 
     @functools.wraps(average)
     def average_widened(xs: list[list]) -> Any:
-        return average([[_widen(x) for x in row] for row in xs])
+        return average([[widen(x) for x in row] for row in xs])
 
     module._average_2d = average_widened
 

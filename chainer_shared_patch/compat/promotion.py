@@ -1,0 +1,239 @@
+"""What NumPy 2 computes in another data type than NumPy 1 did, silently.
+
+A Python number takes the type of the NumPy scalar or array that it meets. A
+float16 or float32 scalar is then not widened to float64, and a count beyond
+65,504 is infinite beside float16. In turn, a float64 scalar now widens a
+float32 array.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+from typing import Any
+
+from chainer_shared_patch.compat.importing import Fix, is_at_least
+import numpy
+
+
+def widen(value: Any) -> Any:
+    """Returns a NumPy scalar as NumPy 1 would have added it to an int."""
+    if isinstance(value, (numpy.generic, numpy.ndarray)) and value.ndim == 0:
+        return value.astype(numpy.promote_types(value.dtype, numpy.int64))
+    return value
+
+
+def _mend_reporter(module: Any) -> None:
+    add = module.Summary.add
+
+    @functools.wraps(add)
+    def add_widened(self: Any, value: Any, weight: Any = 1) -> None:
+        add(self, widen(value), widen(weight))
+
+    module.Summary.add = add_widened
+
+
+def _mend_micro_average(module: Any) -> None:
+    call = module.MicroAverage.__call__
+
+    @functools.wraps(call)
+    def call_widened(self: Any, trainer: Any) -> None:
+        if isinstance(self._numerator, int):
+            self._numerator = numpy.float64(self._numerator)
+        if isinstance(self._denominator, int):
+            self._denominator = numpy.float64(self._denominator)
+        call(self, trainer)
+
+    module.MicroAverage.__call__ = call_widened
+
+
+def _mend_basic_math(module: Any) -> None:
+    div = module.div
+    variable = module.variable.Variable
+
+    @functools.wraps(div)
+    def div_by_number(self: Any, rhs: Any) -> Any:
+        # Its reciprocal is taken, in float64 if rhs is a Python number.
+        return div(self, rhs.item() if isinstance(rhs, numpy.generic) else rhs)
+
+    module.div = div_by_number
+    # Already there if Chainer was imported before.
+    for name in ('__div__', '__truediv__'):
+        if getattr(variable, name, None) is div:
+            setattr(variable, name, div_by_number)
+
+
+def _mend_gradient_clipping(module: Any) -> None:
+    module.sum = lambda values: sum(map(widen, values))
+
+
+def _mend_gradient_lars(module: Any) -> None:
+    call = module.GradientLARS.__call__
+
+    @functools.wraps(call)
+    def call_widened(self: Any, rule: Any, param: Any) -> None:
+        if param.device.xp is numpy:
+            self = copy.copy(self)
+            self.eps = numpy.float64(self.eps)
+        call(self, rule, param)
+
+    module.GradientLARS.__call__ = call_widened
+
+
+def _mend_walker_alias(module: Any) -> None:
+    # Its only use pairs the probabilities with their indices.
+    module.zip = lambda prob, index: zip(prob.astype(numpy.float64), index)
+
+
+def _count_in_numpy(module: Any) -> None:
+    module.len = lambda x: numpy.int64(len(x))
+
+
+def _mend_roi(module: Any) -> None:
+    for cls, name in itertools.product(
+        vars(module).values(), ('forward_cpu', 'backward_cpu')
+    ):
+        if getattr(cls, '__module__', None) == module.__name__:
+            method = vars(cls).get(name)
+            if method is not None:
+                setattr(cls, name, _scale_in_float64(method))
+
+
+def _scale_in_float64(method: Any) -> Any:
+    @functools.wraps(method)
+    def scaled_in_float64(self: Any, *args: Any) -> Any:
+        self.spatial_scale = numpy.float64(self.spatial_scale)
+        return method(self, *args)
+
+    return scaled_in_float64
+
+
+def _mend_float16(names: str, module: Any) -> None:
+    from chainer.utils import precision
+
+    for name in names.split():
+        cls, method = name.split('.')
+        cls = getattr(module, cls)
+        helper = precision._fp16_mixed_precision_helper
+        setattr(cls, method, helper(getattr(cls, method)))
+
+
+def _mend_hyperparameters(class_name: str, names: str, module: Any) -> None:
+    cls = getattr(module, class_name)
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def init_with_python_numbers(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        for name in names.split():
+            value = getattr(self, name)
+            if isinstance(value, numpy.generic):
+                setattr(self, name, value.item())
+
+    cls.__init__ = init_with_python_numbers
+
+
+def _fix(module: str, broken: str, mend: Any) -> Fix:
+    return Fix(
+        module='chainer.' + module,
+        broken=broken,
+        since='NumPy 2.0',
+        is_needed=lambda: is_at_least('numpy', '2'),
+        mend=mend,
+    )
+
+
+FIXES = (
+    _fix(
+        'reporter',
+        'means of float16 or float32 values are not taken in float64',
+        _mend_reporter,
+    ),
+    _fix(
+        'training.extensions.micro_average',
+        'means of float16 or float32 values are not taken in float64',
+        _mend_micro_average,
+    ),
+    _fix(
+        'functions.math.basic_math',
+        'division by a NumPy scalar has the precision of that scalar',
+        _mend_basic_math,
+    ),
+    _fix(
+        'optimizer_hooks.gradient_clipping',
+        'the norm of float16 gradients overflows at 256',
+        _mend_gradient_clipping,
+    ),
+    _fix(
+        'optimizer_hooks.gradient_lars',
+        'eps is 0 beside float16, and 0 / 0 the new gradient',
+        _mend_gradient_lars,
+    ),
+    _fix(
+        'utils.walker_alias',
+        'the probabilities of samples are not computed in float64',
+        _mend_walker_alias,
+    ),
+    *(
+        _fix(
+            'functions.pooling.' + name,
+            'regions are scaled in their own data type, not in float64',
+            _mend_roi,
+        )
+        for name in (
+            'roi_average_align_2d',
+            'roi_average_pooling_2d',
+            'roi_max_align_2d',
+            'roi_max_pooling_2d',
+            'roi_pooling_2d',
+        )
+    ),
+    *(
+        _fix(
+            'functions.loss.' + name,
+            'a batch of more than 65,504 makes float16 results 0 or NaN',
+            _count_in_numpy,
+        )
+        for name in ('cross_covariance', 'decov', 'hinge')
+    ),
+    *(
+        _fix(
+            'functions.' + name,
+            'a Python number beyond 65,504 is infinite beside float16',
+            functools.partial(_mend_float16, methods),
+        )
+        for name, methods in (
+            ('activation.elu', 'ELU.forward_cpu ELUGrad.forward_cpu'),
+            (
+                'activation.softplus',
+                'Softplus.forward_cpu SoftplusGrad.forward_cpu',
+            ),
+            ('loss.mean_squared_error', 'MeanSquaredError.forward_cpu'),
+            ('loss.triplet', 'Triplet.forward'),
+            (
+                'pooling.average_pooling_2d',
+                'AveragePooling2DGrad.forward_cpu',
+            ),
+            (
+                'pooling.average_pooling_nd',
+                'AveragePoolingNDGrad.forward_cpu',
+            ),
+        )
+    ),
+    *(
+        _fix(
+            'functions.normalization.' + name,
+            'a NumPy scalar as a hyperparameter turns float32 into float64',
+            functools.partial(_mend_hyperparameters, class_name, names),
+        )
+        for name, class_name, names in (
+            ('layer_normalization', 'LayerNormalization', 'eps'),
+            (
+                'local_response_normalization',
+                'LocalResponseNormalization',
+                'k alpha beta',
+            ),
+        )
+    ),
+)
