@@ -149,6 +149,23 @@ def read_list():
         return {row['test']: int(row['failures']) for row in rows}
 
 
+def run_pytest(checkout, pytest_args, plugin, slow=False):
+    """Runs tests of a clone of Chainer, all of Chainer's own by default."""
+    os.chdir(checkout)
+    # Without Chainer's setup.cfg, whose filters turn the warnings of today's
+    # Python into failures.
+    return pytest.main(
+        [
+            *('-c', os.devnull, '--rootdir', '.'),
+            *('-m', MARKERS.format('' if slow else 'not ')),
+            *('-q', '--tb=short', '--no-summary', '-p', 'no:cacheprovider'),
+            '--continue-on-collection-errors',
+            *(pytest_args or ['tests/chainer_tests']),
+        ],
+        plugins=[plugin],
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('checkout', type=Path, help='a clone of Chainer')
@@ -179,21 +196,11 @@ def main():
     chainer.global_config.common_num = args.common_num
     os.environ['CHAINER_COMMON_NUM'] = str(args.common_num)
     listed = read_list()
-    os.chdir(args.checkout)
     if comm is not None and comm.rank > 0:
         sys.stdout = io.StringIO()
     recorder = Recorder(comm and comm.rank, args.time_limit)
-    # Without Chainer's setup.cfg, whose filters turn the warnings of today's
-    # Python into failures.
-    status = pytest.main(
-        [
-            *('-c', os.devnull, '--rootdir', '.'),
-            *('-m', MARKERS.format('' if args.slow else 'not ')),
-            *('-q', '--tb=short', '--no-summary', '-p', 'no:cacheprovider'),
-            '--continue-on-collection-errors',
-            *(args.pytest_args or ['tests/chainer_tests']),
-        ],
-        plugins=[recorder],
+    status = run_pytest(
+        args.checkout, args.pytest_args, recorder, slow=args.slow
     )
     results = [(status, recorder.outcomes)]
     if comm is not None:

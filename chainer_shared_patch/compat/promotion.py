@@ -81,11 +81,6 @@ def _mend_gradient_lars(module: Any) -> None:
     module.GradientLARS.__call__ = call_widened
 
 
-def _mend_walker_alias(module: Any) -> None:
-    # Its only use pairs the probabilities with their indices.
-    module.zip = lambda prob, index: zip(prob.astype(numpy.float64), index)
-
-
 def _count_in_numpy(module: Any) -> None:
     module.len = lambda x: numpy.int64(len(x))
 
@@ -170,11 +165,6 @@ FIXES = (
         'eps is 0 beside float16, and 0 / 0 the new gradient',
         _mend_gradient_lars,
     ),
-    _fix(
-        'utils.walker_alias',
-        'the probabilities of samples are not computed in float64',
-        _mend_walker_alias,
-    ),
     *(
         _fix(
             'functions.pooling.' + name,
@@ -204,7 +194,7 @@ FIXES = (
             functools.partial(_mend_float16, methods),
         )
         for name, methods in (
-            ('activation.elu', 'ELU.forward_cpu ELUGrad.forward_cpu'),
+            ('activation.elu', 'ELU.forward_cpu'),
             (
                 'activation.softplus',
                 'Softplus.forward_cpu SoftplusGrad.forward_cpu',

@@ -1,0 +1,261 @@
+#!/usr/bin/env python
+"""Compares what Chainer computes on two stacks of Python and NumPy.
+
+.. code-block:: console
+
+    $ git clone --branch v7.8.1 https://github.com/chainer/chainer
+    $ python scripts/compare_stacks.py record chainer old.gz
+    $ python scripts/compare_stacks.py record chainer new.gz
+    $ python scripts/compare_stacks.py compare old.gz new.gz
+
+Each ``record`` runs on a stack of its own. It runs Chainer's tests, with the
+same random numbers everywhere, and keeps a digest of what each function takes
+and returns, forward and backward, of what each optimizer makes of a parameter
+and of what each initializer makes. Needs what run_chainer_tests.py needs, and
+takes about ten minutes.
+
+``compare`` lists what differs in data type or shape, or, computed from the
+same inputs, by more than rounding. It exits with status 1 if anything does,
+and names what either stack has not computed.
+"""
+
+import argparse
+import collections
+import functools
+import gzip
+import json
+from pathlib import Path
+import random
+import re
+import sys
+import zlib
+
+import chainer_shared_patch  # noqa: F401
+import chainer
+from chainer import _backprop_utils
+import numpy
+import pytest
+from run_chainer_tests import run_pytest
+
+# The largest difference, in units of the roundoff of the least precise data
+# type in a call and of the mean magnitude of what one output is made of.
+ROUNDINGS = 16
+# Whose results are not determined to rounding, and why.
+ILL_CONDITIONED = {
+    'DecorrelatedBatchNormalization': 'the inverse root of a covariance',
+    'DecorrelatedBatchNormalizationGrad': 'the inverse root of a covariance',
+}
+
+
+def identify(nodeid):
+    """Returns a test's name without its parameters, whose repr may differ."""
+    return re.sub(r'\{.*\}', '', nodeid)
+
+
+def seed(name):
+    number = zlib.crc32(name.encode())
+    numpy.random.seed(number)
+    random.seed(number)
+
+
+class SeededRandomState(numpy.random.RandomState):
+    """What a test gets that asks for random numbers without a seed."""
+
+    def __init__(self, seed=0):
+        super().__init__(seed)
+
+
+def digest(array):
+    """Returns an array's dtype, shape, non-finite elements and two means.
+
+    The means are those of the magnitudes, and of the elements with random
+    signs.
+    """
+    values = array.astype('d').ravel()
+    finite = numpy.isfinite(values)
+    values[~finite] = 0
+    signs = random_signs(values.size)
+    size = max(1, values.size)
+    return (
+        array.dtype.str,
+        array.shape,
+        int(values.size - finite.sum()),
+        abs(values).sum() / size,
+        signs.dot(values) / size,
+    )
+
+
+@functools.lru_cache(None)
+def random_signs(size):
+    return numpy.random.RandomState(0).choice([-1.0, 1.0], size)
+
+
+class Recorder:
+    """A pytest plugin that writes what tests compute."""
+
+    def __init__(self, file):
+        self.file = file
+        self.test = None
+
+    def pytest_collectstart(self, collector):
+        seed(identify(collector.nodeid))
+
+    def pytest_runtest_setup(self, item):
+        self.test = identify(item.nodeid)
+        seed(self.test)
+
+    def record(self, what, inputs, outputs):
+        digests = [
+            [
+                digest(array)
+                for array in (getattr(x, 'array', x) for x in variables)
+                if isinstance(array, numpy.ndarray)
+                and array.dtype.kind in 'biuf'
+            ]
+            for variables in (inputs, outputs)
+        ]
+        self.file.write(json.dumps([self.test, what, *digests]) + '\n')
+
+
+def observe_chainer(recorder):
+    """Has Chainer tell the recorder what it computes."""
+    apply = chainer.FunctionNode.apply
+    step = _backprop_utils.backprop_step
+    update = chainer.UpdateRule.update
+    generate_array = chainer.initializers.generate_array
+
+    def name_of(node):
+        # FunctionAdapter stands for a Function of the old style.
+        return type(getattr(node, 'function', node)).__name__
+
+    @functools.wraps(apply)
+    def observed_apply(self, inputs):
+        outputs = apply(self, inputs)
+        recorder.record(name_of(self) + ', forward', inputs, outputs)
+        return outputs
+
+    @functools.wraps(step)
+    def observed_step(func, indexes, grad_outputs, grad_inputs, is_debug):
+        inputs = [x.data for x in func.inputs]
+        step(func, indexes, grad_outputs, grad_inputs, is_debug)
+        gxs = [gx for i in indexes for gx in grad_inputs[func.inputs[i]][-1:]]
+        recorder.record(
+            name_of(func) + ', backward', [*inputs, *grad_outputs], gxs
+        )
+
+    @functools.wraps(update)
+    def observed_update(self, param):
+        def copy_state():
+            return [
+                getattr(x, 'copy', lambda: None)()
+                for x in [param.array, *(self.state or {}).values()]
+            ]
+
+        before = [param.grad, *copy_state()]
+        update(self, param)
+        recorder.record(type(self).__name__, before, copy_state())
+
+    @functools.wraps(generate_array)
+    def observed_generate_array(initializer, *args, **kwargs):
+        array = generate_array(initializer, *args, **kwargs)
+        recorder.record(type(initializer).__name__, [], [array])
+        return array
+
+    chainer.FunctionNode.apply = observed_apply
+    _backprop_utils.backprop_step = observed_step
+    chainer.UpdateRule.update = observed_update
+    chainer.initializers.generate_array = observed_generate_array
+
+
+def record(path, checkout, pytest_args):
+    numpy.random.RandomState = SeededRandomState
+    with gzip.open(path.resolve(), 'wt', compresslevel=1) as file:
+        recorder = Recorder(file)
+        observe_chainer(recorder)
+        status = run_pytest(checkout, pytest_args, recorder)
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        sys.exit('pytest did not finish: {!r}'.format(status))
+
+
+def read(path):
+    """Returns the calls in each test by what was called."""
+    calls = collections.defaultdict(list)
+    with gzip.open(path, 'rt') as file:
+        for line in file:
+            test, what, inputs, outputs = json.loads(line)
+            calls[test, what].append((inputs, outputs))
+    return calls
+
+
+def find_difference(inputs, old, new):
+    """Returns how what was computed from the same inputs differs."""
+    for index, name in enumerate(('data type', 'shape', 'NaN or infinity')):
+        before, after = ([x[index] for x in xs] for xs in (old, new))
+        if before != after:
+            return '{}: {} and {}'.format(name, before, after)
+    arrays = [*inputs, *old]
+    roundoff = max(
+        (numpy.finfo(x[0]).eps for x in arrays if x[0][1] == 'f'), default=0
+    )
+    for before, after in zip(old, new):
+        size = max(1, numpy.prod(before[1]))
+        # All inputs may go into one output.
+        magnitude = max(
+            [before[3], *(x[3] * numpy.prod(x[1]) / size for x in inputs)]
+        )
+        difference = abs(before[4] - after[4])
+        if difference > ROUNDINGS * roundoff * magnitude:
+            return 'value: by {:.0f} roundings of {:.3g}'.format(
+                difference / (roundoff * magnitude), magnitude
+            )
+    return None
+
+
+def compare(old, new):
+    counts = collections.Counter()
+    differences = collections.defaultdict(list)
+    for test, what in old.keys() & new.keys():
+        for (inputs, before), (other, after) in zip(
+            old[test, what], new[test, what]
+        ):
+            if inputs != other:
+                counts['other inputs'] += 1
+                continue
+            counts['the same inputs'] += 1
+            difference = find_difference(inputs, before, after)
+            if difference is not None:
+                differences[what].append((test, difference))
+    print(
+        '{:,} calls with the same inputs on both stacks, and {:,} more '
+        'with others'.format(counts['the same inputs'], counts['other inputs'])
+    )
+    for calls, others in ((old, new), (new, old)):
+        missing = {what for _, what in calls} - {what for _, what in others}
+        if missing:
+            print('Only on one stack:', ', '.join(sorted(missing)))
+    for what, found in sorted(differences.items()):
+        print('\n{}: {}'.format(what, len(found)))
+        for test, difference in found[:5]:
+            print('  {}\n    {}'.format(test, difference))
+    return differences
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest='command', required=True)
+    command = commands.add_parser('record')
+    command.add_argument('checkout', type=Path, help='a clone of Chainer')
+    command.add_argument('path', type=Path, help='the file to write')
+    command.add_argument('pytest_args', nargs=argparse.REMAINDER)
+    command = commands.add_parser('compare')
+    command.add_argument('old', type=Path)
+    command.add_argument('new', type=Path)
+    args = parser.parse_args()
+    if args.command == 'record':
+        record(args.path, args.checkout, args.pytest_args)
+    else:
+        sys.exit(1 if compare(read(args.old), read(args.new)) else 0)
+
+
+if __name__ == '__main__':
+    main()
