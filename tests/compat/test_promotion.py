@@ -142,7 +142,8 @@ class TestOptimizerHooks:
     ],
 )
 def test_regions_of_interest(random, function, dtype):
-    x = random.randint(0, 32, (1, 2, 4, 400)).astype(dtype)
+    # The last of their columns has the maximum.
+    x = numpy.broadcast_to(numpy.arange(400), (1, 2, 4, 400)).astype(dtype)
     # 867 * 0.35 is 303.45, and 303.5 in float16.
     low, high = [0, 0, 7, 600], [6, 500, 12, 1142]
     regions = random.randint(low, high, (20, 4)).astype(dtype)
@@ -166,8 +167,8 @@ def test_regions_of_interest(random, function, dtype):
     for array, reference in zip(actual, exact):
         assert array.dtype == dtype
         scale = numpy.full(reference.shape, abs(reference).max())
-        # An average is summed in the dtype of x.
-        assert_close(array, reference, scale, (64, dtype))
+        # The gradients of 20 regions are added in the dtype of x.
+        assert_close(array, reference, scale, (24, dtype))
 
 
 class TestCountsBeyondFloat16:
