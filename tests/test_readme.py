@@ -51,6 +51,22 @@ def test_the_code_works(capsys):
     assert 'output error' in printed and 'SharedLinear' in printed
 
 
-def test_the_files_linked_to_exist():
-    for path in re.findall(r'\]\((?!http)([^)#]+)\)', README):
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize(
+    'page',
+    [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')],
+    ids=lambda p: p.name,
+)
+def test_links(page):
+    text = page.read_text(encoding='utf-8')
+    for path, anchor in re.findall(r'\]\((?!http)([^)#]*)#?([^)]*)\)', text):
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        if anchor:
+            headings = re.findall(
+                '^#+ (.*)', target.read_text(encoding='utf-8'), re.MULTILINE
+            )
+            slugs = {
+                re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-')
+                for heading in headings
+            }
+            assert anchor in slugs, '{}#{}'.format(path, anchor)

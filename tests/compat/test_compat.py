@@ -289,3 +289,18 @@ def test_every_fix_says_what_it_is_for(fix):
     assert fix.since
     package = fix.module.split('.')[0]
     assert package in ('chainer', 'chainermn', 'onnx_chainer')
+
+
+def test_the_page_lists_every_fix():
+    page = Path(__file__).parents[2] / 'docs' / 'compatibility.md'
+    rows = {
+        tuple(cell.strip() for cell in line.strip('|').split('|'))
+        for line in page.read_text(encoding='utf-8').splitlines()
+    }
+    listed = {
+        (module.strip('`'), broken, since)
+        for modules, broken, since in (row for row in rows if len(row) == 3)
+        for module in modules.split(', ')
+    }
+    for fix in compat.FIXES:
+        assert (fix.module, fix.broken, fix.since) in listed
