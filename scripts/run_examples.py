@@ -119,7 +119,7 @@ def write_download(root, url, lines):
 def write_model(root, name, model):
     """Makes the file of a pretrained model of Chainer's."""
     path = root / 'pfnet' / 'chainer' / 'models' / name
-    chainer.serializers.save_npz(path, model, compression=False)
+    chainer.serializers.save_npz(path, model)
 
 
 def make_googlenet(folder, root, examples):
@@ -150,9 +150,11 @@ def make_captions(folder, root, examples):
         write(
             folder / 'annotations' / 'captions_{}.json'.format(part), [content]
         )
-    write_model(
-        root, 'VGG_ILSVRC_16_layers.npz', chainer.links.VGG16Layers(None)
-    )
+    model = chainer.links.VGG16Layers(None)
+    # Half a gigabyte, which the example compresses again and again.
+    for parameter in model.params():
+        parameter.array[...] = 0
+    write_model(root, 'VGG_ILSVRC_16_layers.npz', model)
 
 
 def make_stories(folder, root, examples):
@@ -312,6 +314,8 @@ def run(row, examples, root, folder, log, timeout):
         http_proxy='http://127.0.0.1:9',
         https_proxy='http://127.0.0.1:9',
     )
+    if row['makes']:
+        (folder / row['makes']).unlink(missing_ok=True)
     with log.open('wb') as output:
         process = subprocess.Popen(
             command,
@@ -322,17 +326,13 @@ def run(row, examples, root, folder, log, timeout):
             env=environment,
             start_new_session=True,
         )
+        hangs = False
         try:
             process.communicate(STDIN.encode(), timeout=timeout)
-            hangs = False
         except subprocess.TimeoutExpired:
             hangs = True
-            # mpiexec passes this one on.
-            os.killpg(process.pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        finally:
+            stop(process)
     output = log.read_text(encoding='utf-8', errors='replace')
     if hangs:
         error = 'no end after {} s'.format(timeout)
@@ -341,6 +341,17 @@ def run(row, examples, root, folder, log, timeout):
         status = 'exit status {}'.format(process.returncode)
         return find_error(output, examples) or status
     return check(row, folder, output)
+
+
+def stop(process):
+    """Ends a process, if it has not ended, and those that it has started."""
+    if process.poll() is None:
+        # mpiexec passes this one on.
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def find_error(output, examples):
@@ -390,7 +401,7 @@ def main():
     parser.add_argument(
         '--out',
         type=Path,
-        help='where to keep what the examples print and make',
+        help='a new folder, to keep what the examples print and make',
     )
     parser.add_argument(
         '--timeout',
@@ -398,10 +409,12 @@ def main():
         default=300,
         help='seconds that an example may take (default: 300)',
     )
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     examples = args.checkout.resolve() / 'examples'
     if not examples.is_dir():
         parser.error('there is no {}'.format(examples))
+    if args.out and args.out.exists():
+        parser.error('{} exists already'.format(args.out))
     rows = read_list()
     unlisted = find_unlisted(examples, rows)
     if args.names:
@@ -459,7 +472,9 @@ def run_all(rows, examples, out, timeout):
                 make = MAKERS.get(os.path.dirname(row['script']))
                 if make:
                     make(folder, root, examples)
-            log = out / '{}.txt'.format(number)
+            log = out / '{:02}_{}.txt'.format(
+                number, row['script'].replace('/', '_')
+            )
             detail = run(row, examples, root, folder, log, timeout)
             if not detail:
                 outcome = 'runs'

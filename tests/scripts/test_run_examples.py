@@ -195,7 +195,7 @@ def test_output_is_kept(run, tmp_path):
     rows = [{'script': 'a/prints.py', 'makes': 'made'}]
     code = "print('done')\nopen('made', 'w')"
     run({'a/prints.py': code}, rows, '--out', str(tmp_path / 'out'))
-    assert (tmp_path / 'out' / '0.txt').read_text() == 'done\n'
+    assert (tmp_path / 'out' / '00_a_prints.py.txt').read_text() == 'done\n'
     assert (tmp_path / 'out' / 'a' / 'made').exists()
 
 
