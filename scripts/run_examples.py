@@ -42,8 +42,9 @@ import numpy
 # Its columns: the script and its arguments; a file that it leaves (a log of
 # LogReport has to hold finite numbers); a regular expression of what it
 # prints; the modules that it needs and Chainer does not; the number of MPI
-# processes; why it is not run; a part of the error that it ends with, and the
-# cause. The rows of a folder share a working directory, in this order.
+# processes; why it is not run; a regular expression of the error that it may
+# end with, and the cause. The rows of a folder share a working directory, in
+# this order.
 LIST = Path(__file__).with_name('chainer_examples.csv')
 # What a script that reads its standard input is asked.
 STDIN = 'a b c\na\n'
@@ -128,6 +129,13 @@ def make_googlenet(folder, root, examples):
 
 def make_mushrooms(folder, root, examples):
     shutil.copy(examples / 'glance' / 'mushrooms.csv', folder)
+
+
+def make_study(folder, root, examples):
+    import optuna
+
+    storage = 'sqlite:///{}'.format(folder / 'study.db')
+    optuna.create_study(study_name='study', storage=storage)
 
 
 def make_images(folder, root, examples):
@@ -236,6 +244,7 @@ MAKERS = {
     'imagenet': make_images,
     'memnn': make_stories,
     'modelzoo': make_caffe_model,
+    'optuna': make_study,
     'pos': make_tagged_corpus,
     'sentiment': make_trees,
     'seq2seq': make_translations,
@@ -304,6 +313,8 @@ def run(row, examples, root, folder, log, timeout):
         command = [find_mpiexec(), *options, *command]
     environment = dict(
         os.environ,
+        # A rank that fails ends the others, too.
+        CHAINERMN_FORCE_ABORT_ON_EXCEPTION='1',
         CHAINER_DATASET_ROOT=str(root),
         MPLBACKEND='Agg',
         NLTK_DATA=str(folder / 'nltk_data'),
@@ -356,8 +367,10 @@ def stop(process):
 
 def find_error(output, examples):
     """Returns the error that a program has ended with, and where it arose."""
+    # The message of an InvalidType begins on a line of its own.
     tracebacks = re.findall(
-        r'^Traceback \(most recent call last\):\n((?: .*\n|\n)+)(\S.*)',
+        r'Traceback \(most recent call last\):\n'
+        r'((?: .*\n|\n)+)(\w[\w.]*\b(?:: *\n*.*)?)$',
         output,
         re.M,
     )
@@ -371,7 +384,7 @@ def find_error(output, examples):
     path, line = places[-1]
     path = path.replace(str(examples), 'examples')
     path = re.sub(r'^.*/(site-packages|lib/python3\.\d+)/', '', path)
-    return '{}, {}:{}'.format(message, path, line)
+    return '{}, {}:{}'.format(' '.join(message.split()), path, line)
 
 
 def check(row, folder, output):
@@ -478,7 +491,7 @@ def run_all(rows, examples, out, timeout):
             detail = run(row, examples, root, folder, log, timeout)
             if not detail:
                 outcome = 'runs'
-            elif row['error'] and row['error'] in detail:
+            elif row['error'] and re.search(row['error'], detail):
                 outcome, detail = 'fails', row['cause'] + ': ' + detail
             else:
                 outcome = 'FAILS'
