@@ -320,6 +320,7 @@ def run(row, examples, root, folder, log, timeout):
         NLTK_DATA=str(folder / 'nltk_data'),
         OMPI_ALLOW_RUN_AS_ROOT='1',
         OMPI_ALLOW_RUN_AS_ROOT_CONFIRM='1',
+        PYTEST_ADDOPTS='-p no:cacheprovider',
         PYTHONDONTWRITEBYTECODE='1',
         # What asks for the network learns at once that there is none.
         http_proxy='http://127.0.0.1:9',
