@@ -134,6 +134,7 @@ def make_mushrooms(folder, root, examples):
 def make_study(folder, root, examples):
     import optuna
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = 'sqlite:///{}'.format(folder / 'study.db')
     optuna.create_study(study_name='study', storage=storage)
 
