@@ -46,7 +46,7 @@ importlib.util.find_spec = lambda name, package=None: (
 """
 
 NAMESPACES = """
-import sys, types
+import sys, types, typing  # typing makes up modules up to Python 3.12
 import numpy
 
 def find_made_up():
