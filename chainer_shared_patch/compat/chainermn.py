@@ -6,7 +6,11 @@ from collections.abc import Callable
 import functools
 from typing import Any
 
-from chainer_shared_patch.compat.importing import Fix, is_at_least
+from chainer_shared_patch.compat.importing import (
+    Fix,
+    is_at_least,
+    is_cupy_at_least,
+)
 from chainer_shared_patch.compat.promotion import widen
 import numpy
 
@@ -70,13 +74,6 @@ def _mend_batched_copies(module: Any) -> None:
         setattr(module, name, include(getattr(module, name)))
 
 
-def _is_cupy_14() -> bool:
-    return any(
-        is_at_least(name, '14')
-        for name in ('cupy', 'cupy-cuda12x', 'cupy-cuda13x')
-    )
-
-
 FIXES = (
     Fix(
         module='chainermn.iterators.multi_node_iterator',
@@ -103,7 +100,7 @@ FIXES = (
         module='chainermn.communicators._memory_utility',
         broken='the type half of the kernels that copy gradients is unknown',
         since='CuPy 14',
-        is_needed=_is_cupy_14,
+        is_needed=lambda: is_cupy_at_least('14'),
         mend=_mend_batched_copies,
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from chainer_shared_patch.compat.importing import Fix, is_at_least
+from chainer_shared_patch.compat.importing import Fix, is_cupy_at_least
 
 
 def _check_nothing(environment_check: Any) -> None:
@@ -29,10 +29,7 @@ FIXES = (
         module='chainer.backends.cuda',
         broken='advises to install cuDNN, which CuPy no longer uses',
         since='CuPy 14',
-        is_needed=lambda: any(
-            is_at_least(name, '14')
-            for name in ('cupy', 'cupy-cuda12x', 'cupy-cuda13x')
-        ),
+        is_needed=lambda: is_cupy_at_least('14'),
         mend=_expect_no_cudnn,
     ),
 )

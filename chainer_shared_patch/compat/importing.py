@@ -82,6 +82,14 @@ def is_at_least(distribution: str, version: str) -> bool:
     return Version(installed) >= Version(version)
 
 
+def is_cupy_at_least(version: str) -> bool:
+    """Returns whether CuPy is installed, this version or later."""
+    return any(
+        is_at_least(name, version)
+        for name in ('cupy', 'cupy-cuda12x', 'cupy-cuda13x')
+    )
+
+
 _fixes: dict[str, list[Fix]] = {}
 _applied: list[Fix] = []
 

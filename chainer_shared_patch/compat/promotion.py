@@ -8,9 +8,9 @@ float32 array.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import copy
 import functools
-import itertools
 from typing import Any
 
 from chainer_shared_patch.compat.importing import Fix, is_at_least
@@ -85,14 +85,13 @@ def _count_in_numpy(module: Any) -> None:
     module.len = lambda x: numpy.int64(len(x))
 
 
-def _mend_roi(module: Any) -> None:
-    for cls, name in itertools.product(
-        vars(module).values(), ('forward_cpu', 'backward_cpu')
-    ):
-        if getattr(cls, '__module__', None) == module.__name__:
-            method = vars(cls).get(name)
-            if method is not None:
-                setattr(cls, name, _scale_in_float64(method))
+def _decorate(
+    methods: str, decorator: Callable[[Any], Any], module: Any
+) -> None:
+    for name in methods.split():
+        cls_name, method = name.split('.')
+        cls = getattr(module, cls_name)
+        setattr(cls, method, decorator(getattr(cls, method)))
 
 
 def _scale_in_float64(method: Any) -> Any:
@@ -104,14 +103,10 @@ def _scale_in_float64(method: Any) -> Any:
     return scaled_in_float64
 
 
-def _mend_float16(names: str, module: Any) -> None:
+def _compute_in_float32(method: Any) -> Any:
     from chainer.utils import precision
 
-    for name in names.split():
-        cls, method = name.split('.')
-        cls = getattr(module, cls)
-        helper = precision._fp16_mixed_precision_helper
-        setattr(cls, method, helper(getattr(cls, method)))
+    return precision._fp16_mixed_precision_helper(method)
 
 
 def _mend_hyperparameters(class_name: str, names: str, module: Any) -> None:
@@ -169,14 +164,27 @@ FIXES = (
         _fix(
             'functions.pooling.' + name,
             'regions are scaled in their own data type, not in float64',
-            _mend_roi,
+            functools.partial(_decorate, methods, _scale_in_float64),
         )
-        for name in (
-            'roi_average_align_2d',
-            'roi_average_pooling_2d',
-            'roi_max_align_2d',
-            'roi_max_pooling_2d',
-            'roi_pooling_2d',
+        for name, methods in (
+            (
+                'roi_average_align_2d',
+                'ROIAverageAlign2D.forward_cpu ROIAverageAlign2D.backward_cpu',
+            ),
+            (
+                'roi_average_pooling_2d',
+                'ROIAveragePooling2D.forward_cpu '
+                'ROIAveragePooling2D.backward_cpu',
+            ),
+            (
+                'roi_max_align_2d',
+                'ROIMaxAlign2D.forward_cpu ROIMaxAlign2D.backward_cpu',
+            ),
+            ('roi_max_pooling_2d', 'ROIMaxPooling2D.forward_cpu'),
+            (
+                'roi_pooling_2d',
+                'ROIPooling2D.forward_cpu ROIPooling2DGrad.forward_cpu',
+            ),
         )
     ),
     *(
@@ -191,7 +199,7 @@ FIXES = (
         _fix(
             'functions.' + name,
             'a Python number beyond 65,504 is infinite beside float16',
-            functools.partial(_mend_float16, methods),
+            functools.partial(_decorate, methods, _compute_in_float32),
         )
         for name, methods in (
             ('activation.elu', 'ELU.forward_cpu'),
