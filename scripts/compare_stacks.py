@@ -47,7 +47,7 @@ EXPLAINED = {
     ),
     r'MSVAGRule': 'a variance is the difference of nearly equal numbers',
     r'TestBernoulliLogProb_param_2_': (
-        'a float64 of no dimension beside float32 makes float64 in NumPy 2'
+        'NumPy 2 widens float32 beside a 0-dimensional float64'
     ),
 }
 
