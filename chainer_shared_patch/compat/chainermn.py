@@ -1,9 +1,11 @@
-"""What NumPy and CuPy refuse or return otherwise, in ChainerMN."""
+"""What NumPy, CuPy and Python refuse or return otherwise, in ChainerMN."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+import copy
 import functools
+import sys
 from typing import Any
 
 from chainer_shared_patch.compat.importing import (
@@ -74,6 +76,16 @@ def _mend_batched_copies(module: Any) -> None:
         setattr(module, name, include(getattr(module, name)))
 
 
+def _mend_batch_normalization(module: Any) -> None:
+    def deepcopy(self: Any, memo: dict[int, Any]) -> Any:
+        memo[id(self.comm)] = self.comm
+        copied = memo[id(self)] = copy.copy(self)
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
+
+    module.MultiNodeBatchNormalization.__deepcopy__ = deepcopy
+
+
 FIXES = (
     Fix(
         module='chainermn.iterators.multi_node_iterator',
@@ -102,5 +114,12 @@ FIXES = (
         since='CuPy 14',
         is_needed=lambda: is_cupy_at_least('14'),
         mend=_mend_batched_copies,
+    ),
+    Fix(
+        module='chainermn.links.batch_normalization',
+        broken='copy.deepcopy of super() calls __deepcopy__ without end',
+        since='Python 3.14',
+        is_needed=lambda: sys.version_info >= (3, 14),
+        mend=_mend_batch_normalization,
     ),
 )

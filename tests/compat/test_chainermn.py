@@ -1,4 +1,5 @@
 import collections
+import copy
 
 import chainer_shared_patch  # noqa: F401
 import chainer
@@ -119,3 +120,19 @@ def test_unpack_params(transfer_dtype):
     numpy.testing.assert_array_equal(params[0].grad, [[0, 1, 2], [3, 4, 5]])
     numpy.testing.assert_array_equal(params[1].grad, [6, 7, 8, 9])
     assert params[2].grad == 10
+
+
+def test_deepcopy_of_multi_node_batch_normalization():
+    pytest.importorskip('mpi4py.MPI')
+    comm = object()
+    link = chainermn.links.MultiNodeBatchNormalization(3, comm)
+    copied, same = copy.deepcopy([link, link])
+    assert copied is same
+    assert copied is not link
+    assert copied.comm is comm
+    assert link.comm is comm
+    assert set(copied.__dict__) == set(link.__dict__)
+    copied.gamma.array[...] = 2
+    copied.avg_mean[...] = 2
+    assert (link.gamma.array == 1).all()
+    assert (link.avg_mean == 0).all()

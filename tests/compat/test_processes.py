@@ -1,0 +1,130 @@
+import multiprocessing
+from multiprocessing.pool import Pool
+import subprocess
+import sys
+import threading
+
+import chainer_shared_patch  # noqa: F401
+from chainer.iterators import MultiprocessIterator
+from chainer.training.extensions import snapshot_writers
+from chainer_shared_patch.compat.processes import ForkingByDefault
+import pytest
+
+
+def take(batch_size, **kwargs):
+    """Returns four batches of the numbers below 100, or fails to in time."""
+    iterator = MultiprocessIterator(
+        list(range(100)), batch_size, shuffle=False, n_processes=2, **kwargs
+    )
+    batches = []
+    thread = threading.Thread(
+        target=lambda: batches.extend(iterator.next() for _ in range(4)),
+        daemon=True,
+    )
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    iterator.finalize()
+    return batches
+
+
+@pytest.mark.parametrize('batch_size', [1, 8, 9, 100])
+def test_pool_without_a_worker(monkeypatch, batch_size):
+    map_async = Pool.map_async
+
+    def map_async_without_a_worker(self, *args, **kwargs):
+        workers, self._pool = self._pool, []
+        try:
+            return map_async(self, *args, **kwargs)
+        finally:
+            self._pool = workers
+
+    monkeypatch.setattr(Pool, 'map_async', map_async_without_a_worker)
+    numbers = sum(take(batch_size, shared_mem=1000), [])
+    assert numbers == [i % 100 for i in range(4 * batch_size)]
+
+
+def test_maxtasksperchild():
+    batches = take(2, maxtasksperchild=1)
+    assert batches == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+class Unpicklable:
+    """A data set that only a process that is forked can have."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return i
+
+    def __reduce__(self):
+        raise TypeError('this data set cannot be pickled')
+
+
+def test_data_set_that_cannot_be_pickled():
+    iterator = MultiprocessIterator(
+        Unpicklable(), 2, repeat=False, shuffle=False, n_processes=1
+    )
+    assert list(iterator) == [[0, 1], [2, 3]]
+
+
+def test_snapshot_writer_with_a_local_function(tmp_path):
+    def save(path, target):
+        with open(path, 'w') as file:
+            file.write(target)
+
+    writer = snapshot_writers.ProcessWriter(savefun=save)
+    writer('snapshot', str(tmp_path), 'weights')
+    writer.finalize()
+    assert (tmp_path / 'snapshot').read_text() == 'weights'
+
+
+@pytest.mark.parametrize(
+    'chosen, expected', [(None, 'fork'), ('fork', 'fork'), ('spawn', 'spawn')]
+)
+def test_forking_by_default(monkeypatch, chosen, expected):
+    monkeypatch.setattr(
+        multiprocessing, 'get_start_method', lambda allow_none: chosen
+    )
+    context = multiprocessing.get_context(expected)
+    assert ForkingByDefault().Process is context.Process
+    assert ForkingByDefault().TimeoutError is multiprocessing.TimeoutError
+
+
+SCRIPT = """
+import multiprocessing, sys
+import chainer_shared_patch
+from chainer.iterators import MultiprocessIterator
+
+class Data:
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, i):
+        return type(multiprocessing.current_process()).__name__
+
+if __name__ == '__main__':
+    if len(sys.argv) > 1:
+        multiprocessing.set_start_method(sys.argv[1])
+    iterator = MultiprocessIterator(Data(), 1, n_processes=1, shared_mem=100)
+    print(*iterator.next())
+    iterator.finalize()
+"""
+
+
+@pytest.mark.parametrize(
+    'args, expected',
+    [([], 'ForkProcess'), (['spawn'], 'SpawnProcess')],
+    ids=['default', 'spawn'],
+)
+def test_start_method_that_a_program_chooses(tmp_path, args, expected):
+    path = tmp_path / 'script.py'
+    path.write_text(SCRIPT)
+    result = subprocess.run(
+        [sys.executable, path, *args],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.stdout.split() == [expected], result.stderr
