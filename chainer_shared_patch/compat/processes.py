@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import sys
 from typing import Any
 
-from chainer_shared_patch.compat.importing import Fix
+from chainer_shared_patch.compat.importing import Fix, is_at_least
 
 
 def _mend_multiprocess_iterator(module: Any) -> None:
@@ -26,10 +27,9 @@ def _mend_multiprocess_iterator(module: Any) -> None:
 
 
 class ForkingByDefault:
-    """The names of multiprocessing, for processes that start by fork.
+    """multiprocessing, with processes that start by fork.
 
-    Once the program has chosen another way to start them, for those that
-    start in that way.
+    Unless the program has chosen or used another way before.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -41,8 +41,44 @@ def _fork_by_default(module: Any) -> None:
     module.multiprocessing = ForkingByDefault()
 
 
-FIXES = (
-    *(
+def call(function: Any, *args: Any, **kwargs: Any) -> None:
+    """Calls a function, in a process that is spawned once Chainer is mended.
+
+    What comes first in a pickle is imported first: this module, and with it
+    the package, which mends Chainer.
+    """
+    function(*args, **kwargs)
+
+
+class MendingFirst:
+    """multiprocessing, with processes that mend Chainer before they use it."""
+
+    def __init__(self, original: Any) -> None:
+        self._original = original
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+    def Pool(self, *args: Any, initializer: Any, **kwargs: Any) -> Any:
+        initializer = functools.partial(call, initializer)
+        return self._original.Pool(*args, initializer=initializer, **kwargs)
+
+    def Process(self, *args: Any, target: Any, **kwargs: Any) -> Any:
+        target = functools.partial(call, target)
+        return self._original.Process(*args, target=target, **kwargs)
+
+
+def _mend_first(module: Any) -> None:
+    module.multiprocessing = MendingFirst(module.multiprocessing)
+
+
+_STARTS = tuple(
+    fix
+    for module in (
+        'chainer.iterators.multiprocess_iterator',
+        'chainer.training.extensions.snapshot_writers',
+    )
+    for fix in (
         Fix(
             module=module,
             broken='processes no longer start by fork: what they get is '
@@ -53,12 +89,22 @@ FIXES = (
                 multiprocessing.get_all_start_methods()[0] == 'forkserver'
             ),
             mend=_fork_by_default,
-        )
-        for module in (
-            'chainer.iterators.multiprocess_iterator',
-            'chainer.training.extensions.snapshot_writers',
-        )
-    ),
+        ),
+        Fix(
+            module=module,
+            broken='processes that do not start by fork import Chainer before '
+            'the program can mend it',
+            since='Python 3.12, NumPy 2.0',
+            is_needed=lambda: (
+                sys.version_info >= (3, 12) or is_at_least('numpy', '2')
+            ),
+            mend=_mend_first,
+        ),
+    )
+)
+
+FIXES = (
+    *_STARTS,
     Fix(
         module='chainer.iterators.multiprocess_iterator',
         broken='with maxtasksperchild it hangs after a ZeroDivisionError',

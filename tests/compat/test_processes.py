@@ -128,3 +128,37 @@ def test_start_method_that_a_program_chooses(tmp_path, args, expected):
         timeout=120,
     )
     assert result.stdout.split() == [expected], result.stderr
+
+
+SPAWN = """
+import multiprocessing, sys
+import chainer_shared_patch
+from chainer import links as L, serializers
+from chainer.iterators import MultiprocessIterator
+from chainer.training.extensions import snapshot_writers
+
+multiprocessing.set_start_method('spawn')
+iterator = MultiprocessIterator(
+    [L.Linear(1, 2)], 1, n_processes=1, shared_mem=100, repeat=False)
+print([link.b.shape for link in iterator.next()])
+iterator.finalize()
+for name in ('ProcessWriter', 'ProcessQueueWriter'):
+    serializer = serializers.DictionarySerializer()
+    serializer.save(L.Linear(1, 2))
+    writer = getattr(snapshot_writers, name)()
+    writer(name, sys.argv[1], serializer.target)
+    writer.finalize()
+"""
+
+
+def test_processes_that_do_not_run_the_program_anew(tmp_path):
+    # A program given by -c, or in a notebook, is no file for them to run.
+    result = subprocess.run(
+        [sys.executable, '-c', SPAWN, tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.stdout == '[(2,)]\n', result.stderr
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {'ProcessWriter', 'ProcessQueueWriter'}
