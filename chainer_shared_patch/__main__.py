@@ -112,8 +112,9 @@ def main() -> None:
         __loader__=BuiltinImporter,
         __spec__=None,
         __builtins__=builtins,
-        __annotations__={},
     )
+    if sys.version_info < (3, 14):  # since then it is there when asked for
+        namespace['__annotations__'] = {}
     if args.m:
         runpy._run_module_as_main(sys.argv[0])  # type: ignore[attr-defined]
     elif args.c:
@@ -175,6 +176,8 @@ def _print_exception(kind: Any, error: BaseException, trace: Any) -> None:
 
 
 def _patch_spawned_processes() -> None:
+    # The server that forks processes would import the script alone.
+    multiprocessing.set_forkserver_preload(['chainer_shared_patch'])
     # A process that is spawned, and not forked, runs the script anew, but
     # not this module. It unpickles these data before it does so.
     get_data = multiprocessing.spawn.get_preparation_data

@@ -141,8 +141,8 @@ def test_processes_return_instances_of_the_program(folder, method, as_module):
 
 PRINT = """
 import sys
-print(__name__, sys.argv, sys.path[0], __annotations__, __loader__ is None,
-      __spec__ and __spec__.name, vars().get('__file__'))
+print(__name__, sys.argv, sys.path[0], vars().get('__annotations__'),
+      __loader__ is None, __spec__ and __spec__.name, vars().get('__file__'))
 import chainer
 print(chainer.config.common_num)
 """

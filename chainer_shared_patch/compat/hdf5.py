@@ -16,7 +16,10 @@ def _mend_hdf5(module: Any) -> None:
 
     @functools.wraps(call)
     def call_decoding(self: Any, key: str, value: Any) -> Any:
-        if isinstance(value, (str, type(None))) and self.group is not None:
+        is_array = isinstance(value, numpy.ndarray) and value.dtype == object
+        if self.group is not None and (
+            is_array or isinstance(value, (str, type(None)))
+        ):
             dataset = self.group.get(key)
             text = module.h5py.check_string_dtype(
                 getattr(dataset, 'dtype', numpy.dtype('f'))
@@ -24,6 +27,9 @@ def _mend_hdf5(module: Any) -> None:
             # Of another encoding or a fixed length, it has always been bytes.
             if text == ('utf-8', None) and dataset.shape is not None:
                 array = numpy.asarray(dataset.asstr()[()], object)
+                if is_array:
+                    value[...] = array
+                    return value
                 return array if value is None else type(value)(array)
         return call(self, key, value)
 

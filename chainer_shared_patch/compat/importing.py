@@ -111,8 +111,22 @@ def _mend(fix: Fix, module: types.ModuleType) -> None:
     _applied.append(fix)
 
 
+def _ask_others(
+    fullname: str, path: Any, target: Any
+) -> Optional[importlib.machinery.ModuleSpec]:
+    for finder in list(sys.meta_path):
+        if hasattr(finder, 'find_spec'):
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None:
+                return spec
+    return None
+
+
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules to mend, on the path as always."""
+    """Finds the modules to mend, where the other finders do."""
+
+    def __init__(self) -> None:
+        self._asked_for: set[str] = set()
 
     def find_spec(
         self,
@@ -120,9 +134,14 @@ class _Finder(importlib.abc.MetaPathFinder):
         path: Optional[Sequence[str]],
         target: Optional[types.ModuleType] = None,
     ) -> Optional[importlib.machinery.ModuleSpec]:
-        if fullname not in _fixes:
+        # The finders of others may ask this one.
+        if fullname not in _fixes or fullname in self._asked_for:
             return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        self._asked_for.add(fullname)
+        try:
+            spec = _ask_others(fullname, path, target)
+        finally:
+            self._asked_for.discard(fullname)
         # Zip files have loaders of another kind up to Python 3.9.
         if spec is not None and hasattr(spec.loader, 'exec_module'):
             # A copy, because all modules of a zip file have one loader.

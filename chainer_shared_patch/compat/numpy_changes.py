@@ -52,7 +52,9 @@ def _mend_resize_images(module: Any) -> None:
 
 def _cast(number: Any, dtype: numpy.dtype) -> Any:
     # As NumPy 1 did with an integer outside the range of the dtype.
-    return numpy.array(number).astype(dtype)[()]
+    if isinstance(number, (int, numpy.integer)):
+        return numpy.array(number).astype(dtype)[()]
+    return number
 
 
 def _mend_pad_sequence(module: Any) -> None:

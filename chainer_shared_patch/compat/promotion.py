@@ -13,7 +13,7 @@ import copy
 import functools
 from typing import Any
 
-from chainer_shared_patch.compat.importing import Fix, is_at_least
+from chainer_shared_patch.compat.importing import Fix, is_at_least, lent
 import numpy
 
 
@@ -54,8 +54,10 @@ def _mend_basic_math(module: Any) -> None:
 
     @functools.wraps(div)
     def div_by_number(self: Any, rhs: Any) -> Any:
-        # Its reciprocal is taken, in float64 if rhs is a Python number.
-        return div(self, rhs.item() if isinstance(rhs, numpy.generic) else rhs)
+        # Its reciprocal is taken, and that of a Python zero is an error.
+        if isinstance(rhs, (numpy.integer, numpy.floating)):
+            rhs = rhs.astype(numpy.promote_types(rhs.dtype, numpy.float64))
+        return div(self, rhs)
 
     module.div = div_by_number
     # Already there if Chainer was imported before.
@@ -81,6 +83,20 @@ def _mend_gradient_lars(module: Any) -> None:
     module.GradientLARS.__call__ = call_widened
 
 
+def _mend_eps(class_name: str, module: Any) -> None:
+    cls = getattr(module, class_name)
+    update = cls.update_core_cpu
+
+    @functools.wraps(update)
+    def update_widened(self: Any, param: Any) -> None:
+        widen_eps = numpy.float64 if param.array.ndim == 0 else float
+        eps = widen_eps(self.hyperparam.eps)
+        with lent(vars(self.hyperparam), 'eps', eps):
+            update(self, param)
+
+    cls.update_core_cpu = update_widened
+
+
 def _count_in_numpy(module: Any) -> None:
     module.len = lambda x: numpy.int64(len(x))
 
@@ -97,7 +113,8 @@ def _decorate(
 def _scale_in_float64(method: Any) -> Any:
     @functools.wraps(method)
     def scaled_in_float64(self: Any, *args: Any) -> Any:
-        self.spatial_scale = numpy.float64(self.spatial_scale)
+        if isinstance(self.spatial_scale, (int, float)):
+            self.spatial_scale = numpy.float64(self.spatial_scale)
         return method(self, *args)
 
     return scaled_in_float64
@@ -109,19 +126,19 @@ def _compute_in_float32(method: Any) -> Any:
     return precision._fp16_mixed_precision_helper(method)
 
 
-def _mend_hyperparameters(class_name: str, names: str, module: Any) -> None:
-    cls = getattr(module, class_name)
-    init = cls.__init__
+def _to_python(value: Any) -> Any:
+    if isinstance(value, (numpy.generic, numpy.ndarray)) and value.ndim == 0:
+        return value.item()
+    return value
 
+
+def _take_python_numbers(init: Any) -> Any:
     @functools.wraps(init)
     def init_with_python_numbers(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        for name in names.split():
-            value = getattr(self, name)
-            if isinstance(value, numpy.generic):
-                setattr(self, name, value.item())
+        kwargs = {name: _to_python(value) for name, value in kwargs.items()}
+        init(self, *map(_to_python, args), **kwargs)
 
-    cls.__init__ = init_with_python_numbers
+    return init_with_python_numbers
 
 
 def _fix(module: str, broken: str, mend: Any) -> Fix:
@@ -162,6 +179,18 @@ FIXES = (
     ),
     *(
         _fix(
+            'optimizers.' + name,
+            'eps is 0 beside a 0-dimensional float16 parameter, and 0 / 0 its '
+            'new value',
+            functools.partial(_mend_eps, class_name),
+        )
+        for name, class_name in (
+            ('ada_grad', 'AdaGradRule'),
+            ('smorms3', 'SMORMS3Rule'),
+        )
+    ),
+    *(
+        _fix(
             'functions.pooling.' + name,
             'regions are scaled in their own data type, not in float64',
             functools.partial(_decorate, methods, _scale_in_float64),
@@ -193,7 +222,7 @@ FIXES = (
             'a batch of more than 65,504 makes float16 results 0 or NaN',
             _count_in_numpy,
         )
-        for name in ('cross_covariance', 'decov', 'hinge')
+        for name in ('cross_covariance', 'ctc', 'decov', 'hinge')
     ),
     *(
         _fix(
@@ -203,6 +232,10 @@ FIXES = (
         )
         for name, methods in (
             ('activation.elu', 'ELU.forward_cpu'),
+            (
+                'activation.leaky_relu',
+                'LeakyReLU.forward_cpu _LeakyReLUGrad.forward_cpu',
+            ),
             (
                 'activation.softplus',
                 'Softplus.forward_cpu SoftplusGrad.forward_cpu',
@@ -223,15 +256,29 @@ FIXES = (
         _fix(
             'functions.normalization.' + name,
             'a NumPy scalar as a hyperparameter turns float32 into float64',
-            functools.partial(_mend_hyperparameters, class_name, names),
+            functools.partial(_decorate, methods, _take_python_numbers),
         )
-        for name, class_name, names in (
-            ('layer_normalization', 'LayerNormalization', 'eps'),
+        for name, methods in (
+            ('batch_normalization', 'FixedBatchNormalization.__init__'),
+            ('batch_renormalization', 'BatchRenormalizationFunction.__init__'),
+            ('layer_normalization', 'LayerNormalization.__init__'),
             (
                 'local_response_normalization',
-                'LocalResponseNormalization',
-                'k alpha beta',
+                'LocalResponseNormalization.__init__',
             ),
+        )
+    ),
+    *(
+        _fix(
+            'functions.' + name,
+            'the reciprocal of a NumPy scalar has the precision of that '
+            'scalar',
+            functools.partial(_decorate, methods, _take_python_numbers),
+        )
+        for name, methods in (
+            ('activation.softplus', 'Softplus.__init__'),
+            ('noise.dropout', 'Dropout.__init__'),
+            ('noise.simplified_dropconnect', 'SimplifiedDropconnect.__init__'),
         )
     ),
 )

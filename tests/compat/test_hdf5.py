@@ -24,7 +24,11 @@ def test_string(group):
 
 def test_array_of_strings(group):
     group.create_dataset('names', data=['a', 'bc'])
-    assert HDF5Deserializer(group)('names', None).tolist() == ['a', 'bc']
+    deserialize = HDF5Deserializer(group)
+    assert deserialize('names', None).tolist() == ['a', 'bc']
+    array = numpy.array(['', ''], object)
+    assert deserialize('names', array) is array
+    assert array.tolist() == ['a', 'bc']
 
 
 def test_bytes_of_fixed_length_stay_bytes(group):

@@ -1,4 +1,7 @@
+import importlib
 from importlib import metadata
+from importlib.machinery import PathFinder
+import sys
 
 import chainer_shared_patch  # noqa: F401
 from chainer_shared_patch.compat import importing
@@ -40,3 +43,25 @@ def test_lent_names_are_taken_back():
                 assert namespace == {'a': 2, 'b': 3}
                 raise ZeroDivisionError
     assert namespace == {'a': 1}
+
+
+def test_module_that_only_another_finder_finds(tmp_path, monkeypatch):
+    # As that of an editable installation does.
+    (tmp_path / 'found_elsewhere.py').write_text('number = 1')
+
+    class Finder:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == 'found_elsewhere':
+                return PathFinder.find_spec(name, [str(tmp_path)])
+
+    def mend(module):
+        module.number = 2
+
+    monkeypatch.setattr(sys, 'meta_path', [*sys.meta_path, Finder])
+    monkeypatch.setattr(importing, '_fixes', dict(importing._fixes))
+    fix = importing.Fix('found_elsewhere', '', '', lambda: True, mend=mend)
+    importing.register([fix])
+    assert importlib.import_module('found_elsewhere').number == 2
+    assert fix.is_applied()
+    del sys.modules['found_elsewhere']

@@ -3,6 +3,7 @@ import chainer
 from chainer.dataset import concat_examples
 import chainer.functions as F
 import numpy
+import pytest
 
 from tests.helpers import assert_same
 
@@ -19,6 +20,13 @@ def test_pad_sequence_of_floats():
     y = F.pad_sequence(xs, length=3, padding=0.5)
     assert y.dtype == 'f'
     assert y.array.tolist() == [[1.5, 0.5, 0.5], [2, 3, 0.5]]
+
+
+@pytest.mark.parametrize('padding', [float('nan'), 1e40])
+def test_padding_that_is_no_integer(padding):
+    xs = [numpy.array([1, 2], 'i'), numpy.array([3], 'i')]
+    with pytest.raises((ValueError, OverflowError)):
+        F.pad_sequence(xs, padding=padding)
 
 
 def test_concat_examples_wraps_what_the_dtype_cannot_hold():

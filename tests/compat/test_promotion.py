@@ -99,6 +99,29 @@ def test_division_by_a_numpy_scalar(dtype, divisor):
     assert_close(y.array, exact, exact, (2, dtype))
 
 
+@pytest.mark.parametrize('zero', [numpy.float32(0), numpy.int64(0)])
+def test_division_by_a_numpy_zero(zero):
+    with numpy.errstate(divide='ignore'):
+        y = chainer.Variable(numpy.array([1, -1], 'f')) / zero
+    assert y.dtype == 'f'
+    assert y.array.tolist() == [numpy.inf, -numpy.inf]
+
+
+@pytest.mark.parametrize('name', ['AdaGrad', 'SMORMS3'])
+def test_parameter_that_is_a_float16(name):
+    link = chainer.Link()
+    with link.init_scope():
+        link.p = chainer.Parameter(numpy.array(0.5, 'e'))
+    optimizer = getattr(chainer.optimizers, name)().setup(link)
+    eps = optimizer.hyperparam.eps
+    link.p.grad = numpy.array(0, 'e')
+    optimizer.update()
+    assert link.p.dtype == 'e'
+    assert link.p.array == 0.5
+    assert optimizer.hyperparam.eps == eps
+    assert 'eps' not in vars(link.p.update_rule.hyperparam)
+
+
 class TestOptimizerHooks:
     @pytest.fixture
     def optimizer(self):
@@ -171,6 +194,15 @@ def test_regions_of_interest(random, function, dtype):
         assert_close(array, reference, scale, (24, dtype))
 
 
+@pytest.mark.parametrize('kind', [numpy.float32, numpy.float64, float])
+def test_scale_of_regions_has_its_own_precision(kind):
+    # 5 * 0.7 is 3.5 in float32 and in float64, but 0.7 in float32 is less.
+    x = numpy.arange(144, dtype='f').reshape(1, 1, 12, 12)
+    region = numpy.array([[0, 0, 0, 5, 5]], 'f')
+    y = F.roi_pooling_2d(x, region, 2, 2, kind(0.7))
+    assert y.array.ravel().tolist() == [26, 28, 50, 52]
+
+
 class TestCountsBeyondFloat16:
     def check(self, function, *inputs):
         wide = [x.astype('d') if x.dtype == 'e' else x for x in inputs]
@@ -185,6 +217,22 @@ class TestCountsBeyondFloat16:
     def test_mean_squared_error(self, random):
         x = random.choice([0.5, 0.25], (7, MANY // 7)).astype('e')
         self.check(F.mean_squared_error, x, numpy.zeros_like(x))
+
+    def test_connectionist_temporal_classification(self, random):
+        xs = [random.randn(MANY, 3).astype('e') for _ in range(2)]
+        t = numpy.ones((MANY, 1), 'i')
+
+        def get_grads(xs):
+            xs = [chainer.Variable(x) for x in xs]
+            F.connectionist_temporal_classification(xs, t, 0).backward()
+            return [x.grad for x in xs]
+
+        exact = get_grads([x.astype('d') for x in xs])
+        for gx, reference in zip(get_grads(xs), exact):
+            assert gx.dtype == 'e'
+            # Of a float16 as small as these, half a step is 2 ** -25.
+            numpy.testing.assert_allclose(gx, reference, rtol=0, atol=2**-23)
+            assert gx.any()
 
     @pytest.mark.parametrize('norm', ['L1', 'L2'])
     def test_hinge(self, norm):
@@ -218,9 +266,9 @@ class TestCountsBeyondFloat16:
 
 
 @pytest.mark.filterwarnings('ignore:overflow encountered:RuntimeWarning')
-@pytest.mark.parametrize('function', [F.softplus, F.elu])
+@pytest.mark.parametrize('function', [F.softplus, F.elu, F.leaky_relu])
 def test_hyperparameter_beyond_float16(function):
-    x = numpy.array([-0.5, 0.25, 0.5], 'e')
+    x = numpy.array([-(2**-4), 0.25, 0.5], 'e')
     actual = compute_with_grad(lambda x: function(x, 1e5), x)
     exact = compute_with_grad(lambda x: function(x, 1e5), x.astype('d'))
     # The gradient of ELU has always overflowed.
@@ -229,11 +277,15 @@ def test_hyperparameter_beyond_float16(function):
         assert_close(array, reference, abs(reference), (8, 'e'))
 
 
-@pytest.mark.parametrize('scalar', [numpy.float32, numpy.float64])
+@pytest.mark.parametrize(
+    'kind', [numpy.float32, numpy.float64, numpy.array], ids=str
+)
 @pytest.mark.parametrize('dtype', 'ef')
-def test_hyperparameters_that_are_numpy_scalars(random, dtype, scalar):
+def test_hyperparameters_that_are_numpy_scalars(random, dtype, kind):
     x = random.rand(4, 3).astype(dtype)
     gamma = numpy.ones(3, dtype)
+    mean = chainer.Variable(numpy.zeros(3, dtype))
+    var = chainer.Variable(numpy.ones(3, dtype))
 
     def normalize_layer(number):
         return lambda x: F.layer_normalization(
@@ -245,8 +297,45 @@ def test_hyperparameters_that_are_numpy_scalars(random, dtype, scalar):
             x, k=number(2), alpha=number(2**-10), beta=number(0.75)
         )
 
-    for make in (normalize_layer, normalize_response):
-        actual = compute_with_grad(make(scalar), x)
+    def normalize_batch(number):
+        return lambda x: F.fixed_batch_normalization(
+            x, gamma, gamma, mean, var, eps=number(2**-10)
+        )
+
+    def renormalize_batch(number):
+        return lambda x: F.batch_renormalization(
+            x,
+            gamma,
+            gamma,
+            number(3),
+            number(5),
+            eps=number(2**-10),
+            running_mean=mean.array.copy(),
+            running_var=var.array.copy(),
+        )
+
+    for make in (
+        normalize_layer,
+        normalize_response,
+        normalize_batch,
+        renormalize_batch,
+    ):
+        actual = compute_with_grad(make(kind), x)
         for array, expected in zip(actual, compute_with_grad(make(float), x)):
             assert array.dtype == expected.dtype == dtype
             numpy.testing.assert_array_equal(array, expected)
+
+
+@pytest.mark.parametrize('kind', [numpy.float16, numpy.float32])
+def test_reciprocals_of_numpy_scalars(random, kind):
+    x = random.rand(4, 3)
+    W = random.rand(2, 3)
+    number = kind(0.3)
+    mask = numpy.ones((4, 2, 3), bool)
+    for function in (
+        lambda number: F.dropout(x, number, mask=mask[:, 0]),
+        lambda number: F.simplified_dropconnect(x, W, None, number, mask=mask),
+        lambda number: F.softplus(x, number),
+    ):
+        expected = function(float(number)).array
+        numpy.testing.assert_array_equal(function(number).array, expected)
