@@ -258,10 +258,12 @@ def make_check_type_forward(original: Method) -> Method:
 
     @functools.wraps(original)
     def check_type_forward(self: linear.LinearFunction, in_types: Any) -> None:
-        if len(in_types) >= 2 and _is_shared(self, *_shapes(in_types)):
-            SharedLinearFunction.check_type_forward(self, in_types)
-        else:
-            original(self, in_types)
+        try:
+            return original(self, in_types)
+        except type_check.InvalidType:
+            if len(in_types) < 2 or not _is_shared(self, *_shapes(in_types)):
+                raise
+        SharedLinearFunction.check_type_forward(self, in_types)
 
     return check_type_forward
 
