@@ -144,7 +144,8 @@ def check_sharing(results):
 
 
 def check_training(results):
-    for name in ('sum', 'dense', *(['torch-sum-fused'] if HAS_TORCH else [])):
+    names = ['sum', 'sum-blockwise', 'dense']
+    for name in names + (['torch-sum-fused'] if HAS_TORCH else []):
         (seconds,) = results['training'][name]['seconds']
         assert seconds > 0
     assert results['dataset'] == 'the bundled sample of MNIST'
