@@ -2,7 +2,8 @@
 
 Times are medians over rounds, and ratios are medians of the ratios within a
 round. Every contender has its turn in each round, so that a noisy machine
-slows all of them alike. Takes about ten minutes, or one with --quick.
+slows all of them alike. Takes a quarter of an hour, or one or two minutes
+with --quick.
 
 Writes --out/performance.md, which is docs/performance.md with new figures,
 --out/performance_tables.md, and plots and JSON in --out/performance.
