@@ -8,7 +8,6 @@
 VENV := .venv
 EPOCHS ?= 20
 DATASET ?= auto
-OUT ?= result
 ARGS ?=
 # A shell expands nothing in them where they come from its environment.
 export DATASET OUT
@@ -51,13 +50,14 @@ help:
 
 train: $(VENV)/installed-plot
 	$(VENV)/bin/python scripts/train_mnist.py --epoch $(EPOCHS) \
-	    --dataset="$$DATASET" --out="$$OUT" $(ARGS)
+	    --dataset="$$DATASET" --out="$${OUT:-result}" $(ARGS)
 
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest --numprocesses auto $(ARGS)
 
-benchmark: $(VENV)/installed-benchmark
-	$(VENV)/bin/python scripts/benchmark --dataset="$$DATASET" $(ARGS)
+benchmark: $(VENV)/installed-benchmark,onnx
+	$(VENV)/bin/python scripts/benchmark --dataset="$$DATASET" \
+	    --out="$${OUT:-result-benchmark}" $(ARGS)
 
 compare: $(VENV)/installed-benchmark,onnx
 	$(VENV)/bin/python scripts/compare_mnist --dataset="$$DATASET" $(ARGS)

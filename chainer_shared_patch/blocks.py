@@ -8,6 +8,7 @@ each is the other's derivative.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import chainer
@@ -83,9 +84,14 @@ def sum_blocks(
     # BLAS sums the blocks of a row fastest, as their product with ones. Of
     # longer rows, each would wake its threads.
     if columns < 8192 and blocks.dtype == dtype:
-        return numpy.matmul(numpy.ones(common_num, dtype), blocks)
+        return numpy.matmul(_ones(common_num, dtype), blocks)
     y = numpy.einsum('bnk->bk', blocks, dtype=dtype)
     return numpy.ascontiguousarray(y)
+
+
+@functools.lru_cache
+def _ones(common_num: int, dtype: numpy.dtype) -> numpy.ndarray:
+    return numpy.ones(common_num, dtype)
 
 
 def _sum_blocks_on_gpu(x: Any, common_num: int, dtype: numpy.dtype) -> Any:

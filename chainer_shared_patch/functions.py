@@ -22,8 +22,9 @@ from typing import Any
 
 from chainer_shared_patch import blocks, config
 import chainer
-import chainer.functions as F
+from chainer.functions.array.cast import Cast
 from chainer.functions.connection import linear
+from chainer.functions.math.sum import Sum
 from chainer.graph_optimizations import static_code
 from chainer.utils import type_check
 import numpy
@@ -110,33 +111,61 @@ class SharedLinearFunction(linear.LinearFunction):
     def backward(self, indexes: tuple, grad_outputs: tuple) -> list:
         x, W = self.get_retained_inputs()
         gy = chainer.as_variable(grad_outputs[0])
+        # Otherwise arrays are enough: nobody looks at the functions.
+        if (
+            chainer.config.enable_backprop
+            or chainer.config.schedule_func is not None  # a static graph
+            or chainer.is_debug()
+        ):
+            return self._backward(indexes, x, W, gy, _apply)
+        arrays = x.array, W.array, gy.array
+        return [
+            chainer.as_variable(gradient)
+            for gradient in self._backward(indexes, *arrays, _forward)
+        ]
+
+    def _backward(
+        self, indexes: tuple, x: Any, W: Any, gy: Any, run: Method
+    ) -> list:
         n, order = self.common_num, self.order
         summing = self.shared_algorithm == 'sum'
+
+        def cast(x: Any, dtype: numpy.dtype) -> Any:
+            return x if x.dtype == dtype else run(Cast(dtype), x)
+
         ret = []
         with chainer.using_config('use_ideep', self._config_use_ideep):
             if 0 in indexes:
                 if summing:
                     # The gradient of this is a sum of blocks.
-                    wide_gy = F.cast(gy, blocks.sum_dtype(gy.array))
-                    (gx,) = linear.LinearGradData().apply((W, wide_gy))
-                    (gx,) = blocks.TileBlocks(n, order).apply((gx,))
+                    wide_gy = cast(gy, blocks.sum_dtype(gy))
+                    gx = run(linear.LinearGradData(), W, wide_gy)
+                    gx = run(blocks.TileBlocks(n, order), gx)
                 else:
-                    (tiled_W,) = blocks.TileBlocks(n, order).apply((W,))
-                    (gx,) = linear.LinearGradData().apply((tiled_W, gy))
-                ret.append(F.cast(gx, x.dtype))
+                    tiled_W = run(blocks.TileBlocks(n, order), W)
+                    gx = run(linear.LinearGradData(), tiled_W, gy)
+                ret.append(cast(gx, x.dtype))
             if 1 in indexes:
                 if summing and chainer.config.enable_backprop:
                     # What forward has kept is no part of the graph of x.
-                    (x,) = blocks.SumBlocks(n, W.dtype, order).apply((x,))
+                    x = run(blocks.SumBlocks(n, W.dtype, order), x)
                 elif summing:
-                    x = chainer.as_variable(self._summed_x)
-                (gW,) = linear.LinearGradWeight(W.dtype).apply((x, gy))
+                    x = self._summed_x
+                gW = run(linear.LinearGradWeight(W.dtype), x, gy)
                 if not summing:
-                    (gW,) = blocks.SumBlocks(n, W.dtype, order).apply((gW,))
-                ret.append(F.cast(gW, W.dtype))
+                    gW = run(blocks.SumBlocks(n, W.dtype, order), gW)
+                ret.append(cast(gW, W.dtype))
             if 2 in indexes:
-                ret.append(F.sum(gy, axis=0))
+                ret.append(run(Sum(axis=0), gy))
         return ret
+
+
+def _apply(function: chainer.FunctionNode, *inputs: Any) -> Any:
+    return function.apply(inputs)[0]
+
+
+def _forward(function: chainer.FunctionNode, *inputs: Any) -> Any:
+    return function.forward(inputs)[0]
 
 
 def shared_linear(
@@ -188,24 +217,22 @@ def _static_cast(dtype: numpy.dtype, inputs: list) -> tuple:
     return (inputs[0].astype(dtype),)
 
 
-def _shapes(in_types: Any) -> list[tuple]:
-    return [type_check.eval(each.shape) for each in in_types[:2]]
+def _shapes(in_types: Any) -> tuple[tuple, tuple]:
+    x_type, W_type = in_types[:2]
+    return type_check.eval(x_type.shape), type_check.eval(W_type.shape)
 
 
 def _is_shared(
     node: linear.LinearFunction, x_shape: tuple, W_shape: tuple
 ) -> bool:
     """Returns whether a layer is shared, and makes its node say so."""
+    if x_shape[1:] == W_shape[1:]:
+        return False
     if isinstance(node, SharedLinearFunction):
-        return x_shape[1] != W_shape[1]  # they are equal once x is summed
+        return True
     common_num = config.get_common_num()
     # Arrays that are no matrices are Chainer's own to refuse.
-    if (
-        common_num == 1
-        or len(x_shape) != 2
-        or len(W_shape) != 2
-        or x_shape[1] == W_shape[1]
-    ):
+    if common_num == 1 or len(x_shape) != 2 or len(W_shape) != 2:
         return False
     node.shared_algorithm = config.get_shared_algorithm()
     node.common_num = common_num
@@ -231,10 +258,12 @@ def make_check_type_forward(original: Method) -> Method:
 
     @functools.wraps(original)
     def check_type_forward(self: linear.LinearFunction, in_types: Any) -> None:
-        if len(in_types) >= 2 and _is_shared(self, *_shapes(in_types)):
-            SharedLinearFunction.check_type_forward(self, in_types)
-        else:
-            original(self, in_types)
+        try:
+            return original(self, in_types)
+        except type_check.InvalidType:
+            if len(in_types) < 2 or not _is_shared(self, *_shapes(in_types)):
+                raise
+        SharedLinearFunction.check_type_forward(self, in_types)
 
     return check_type_forward
 

@@ -74,6 +74,32 @@ def test_shared_layer_of_any_shape_and_layout(data, algorithm):
         assert_layer_close(run(x, W, None, gy), x, W, None, gy, n)
 
 
+@pytest.mark.parametrize('dtypes', ['ff', 'ee', 'fd', 'de'])
+def test_first_order_gradients_need_no_graph(
+    random, monkeypatch, algorithm, dtypes
+):
+    x, W, b, gy = make_arrays(random.randn, 30, 8, 20, 10)
+    x, b, gy = (array.astype(dtypes[0]) for array in (x, b, gy))
+    W = W.astype(dtypes[1])
+    applied = []
+
+    def apply(self, inputs):
+        applied.append(type(self).__name__)
+        return original(self, inputs)
+
+    original = chainer.FunctionNode.apply
+    monkeypatch.setattr(chainer.FunctionNode, 'apply', apply)
+    with chainer.using_config('common_num', 8):
+        arrays = run(x, W, b, gy)
+        assert applied == ['LinearFunction']
+        with chainer.using_config('debug', True):
+            with_graph = run(x, W, b, gy)
+    assert len(applied) > 2
+    for array, expected in zip(arrays, with_graph):
+        assert array.dtype == expected.dtype
+        numpy.testing.assert_array_equal(array, expected)
+
+
 @pytest.mark.parametrize('requires_grad', [(True, False), (False, True)])
 def test_gradient_of_one_input(random, algorithm, requires_grad):
     x, W, _, gy = make_arrays(integers(random), *SIZES)

@@ -2,7 +2,11 @@
 
 Times are medians over rounds, and ratios are medians of the ratios within a
 round. Every contender has its turn in each round, so that a noisy machine
-slows all of them alike. Takes about ten minutes, or one with --quick.
+slows all of them alike. Takes a quarter of an hour, or one or two minutes
+with --quick.
+
+Writes --out/performance.md, which is docs/performance.md with new figures,
+--out/performance_tables.md, and plots and JSON in --out/performance.
 """
 
 import argparse
@@ -18,7 +22,7 @@ import time
 
 import chainer_shared_patch  # noqa: F401
 import chainer
-from contenders import CONTENDERS
+from contenders import CONTENDERS, INFERENCES
 from measurements import (
     Processes,
     measure_row,
@@ -26,8 +30,16 @@ from measurements import (
     measure_training,
 )
 import numpy
-import report
-from sizes import GPU_SIZES, QUICK_SIZES, SHARINGS, SIZES, SWEEPS
+import pages
+from report import STYLES, get_title
+from sizes import (
+    GPU_SIZES,
+    INFERENCE_SIZES,
+    QUICK_SIZES,
+    SHARINGS,
+    SIZES,
+    SWEEPS,
+)
 
 # The processes of the libraries inherit this path, and train too.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -62,13 +74,20 @@ def parse_args():
         default='result-benchmark',
         help='directory of the results (default: result-benchmark)',
     )
+    add(
+        '--render',
+        metavar='OUT',
+        type=os.path.expanduser,
+        help='write the pages and plots of the results in OUT anew, and '
+        'measure nothing',
+    )
     return parser.parse_args()
 
 
 def describe_run(device):
     """Returns the date, the machine, the versions and the command."""
     versions = {'Python': platform.python_version()}
-    for name in ('chainer', 'numpy', 'torch'):
+    for name in ('chainer', 'numpy', 'torch', 'onnxruntime'):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -79,7 +98,14 @@ def describe_run(device):
     except (KeyError, TypeError):  # NumPy before 1.25
         pass
     machine = describe_machine()
-    for name in ('OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS', 'OMP_NUM_THREADS'):
+    for name in (
+        'OPENBLAS_NUM_THREADS',
+        'MKL_NUM_THREADS',
+        'OMP_NUM_THREADS',
+        'OPENBLAS_CORETYPE',
+        'MKL_ENABLE_INSTRUCTIONS',
+        'ATEN_CPU_CAPABILITY',
+    ):
         if name in os.environ:
             machine += ', {}={}'.format(name, os.environ[name])
     if device.xp is not numpy:
@@ -97,28 +123,20 @@ def describe_run(device):
     }
 
 
-def main():
-    args = parse_args()
-    try:
-        device = chainer.get_device(args.device)
-        device.use()
-        _, _, dataset = train_mnist.load_dataset(args.dataset)
-        os.makedirs(args.out, exist_ok=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit('benchmark: error: {}'.format(error))
-    if args.dataset == 'auto':
-        args.dataset = 'mnist' if dataset == 'MNIST' else 'sample'
+def measure(args, device, dataset):
+    """Returns the results, of what was measured until Ctrl-C at least."""
     sizes, sweeps = (QUICK_SIZES, []) if args.quick else (SIZES, SWEEPS)
+    inferences = INFERENCE_SIZES
     if device.xp is not numpy:
         sizes = sizes + GPU_SIZES
         sizes += [row._replace(dtype='float16') for row in sizes]
+        inferences = []  # onnxruntime uses the CPU
+    swept = {name: CONTENDERS[name] for name in STYLES}
     rows = [('sizes', row, CONTENDERS) for row in sizes]
-    rows += [('sweeps', row, report.STYLES) for row in sweeps]
+    rows += [('sweeps', row, swept) for row in sweeps]
+    rows += [('inference', row, INFERENCES) for row in inferences]
     sharings = SHARINGS[:2] if args.quick else SHARINGS
     rounds, training_rounds, epochs = (3, 1, 1) if args.quick else (9, 3, 3)
-
-    # So that the other processes end with this one.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     begin = time.time()
 
     def report_progress(step, what):
@@ -128,13 +146,15 @@ def main():
 
     processes = Processes(args.device)
     results = {**describe_run(device), 'dataset': dataset}
-    results.update(quick=args.quick, sizes=[], sweeps=[], sharing=[])
-    results['training'] = {}
+    results.update(quick=args.quick, sizes=[], sweeps=[], inference=[])
+    results.update(sharing=[], training={})
     try:
-        for step, (kind, row, names) in enumerate(rows, 1):
+        for step, (kind, row, descriptions) in enumerate(rows, 1):
             entry = row._asdict()
-            report_progress(step, report.get_title(entry))
-            entry['contenders'] = measure_row(processes, row, names, rounds)
+            report_progress(step, get_title(entry))
+            entry['contenders'] = measure_row(
+                processes, row, descriptions, rounds
+            )
             results[kind].append(entry)
         report_progress(len(rows) + 1, 'converting dense layers')
         for row, examples in sharings:
@@ -146,21 +166,38 @@ def main():
         )
     except KeyboardInterrupt:
         print('interrupted; this was measured so far:', file=sys.stderr)
+    return results
 
-    out = Path(args.out)
-    (out / 'benchmark.json').write_text(json.dumps(results, indent=1))
-    sys.stdout.reconfigure(errors='replace')  # Not every locale has ≥.
-    print(report.render(results))
+
+def main():
+    args = parse_args()
+    out = Path(args.render or args.out)
+    path = out / 'performance' / 'benchmark.json'
     try:
-        plots = report.plot(results, out)
-    except ImportError as error:
-        print('no plots: {}'.format(error))
-        plots = []
-    (out / 'benchmark.md').write_text(
-        report.render(results, plots), encoding='utf-8'
-    )
+        prose = pages.read_prose()
+        if args.render:
+            results = pages.read_results(path)
+        else:
+            device = chainer.get_device(args.device)
+            device.use()
+            _, _, dataset = train_mnist.load_dataset(args.dataset)
+            path.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        sys.exit('benchmark: error: {}'.format(error))
+    if not args.render:
+        if args.dataset == 'auto':
+            args.dataset = 'mnist' if dataset == 'MNIST' else 'sample'
+        # So that the other processes end with this one.
+        signal.signal(
+            signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+        )
+        results = measure(args, device, dataset)
+        path.write_text(json.dumps(results, indent=1))
+        sys.stdout.reconfigure(errors='replace')  # Not every locale has ≥.
+        print(pages.render_tables(results))
+    names = pages.write(results, prose, out)
     print('files written')
-    for name in ('benchmark.json', 'benchmark.md', *plots):
+    for name in ('performance/benchmark.json', *names):
         print('  {}'.format(out / name))
 
 

@@ -14,9 +14,21 @@ import chainer_shared_patch
 from chainer_shared_patch import blocks, patched
 import chainer
 import chainer.links as L
-from contenders import Contender, make_activations, make_array
+from contenders import (
+    Contender,
+    make_activations,
+    make_array,
+    make_operands,
+)
 import numpy
 import train_mnist
+
+
+@contextlib.contextmanager
+def inferring(context):
+    with context(), chainer.no_backprop_mode():
+        with chainer.using_config('train', False):
+            yield
 
 
 class Library:
@@ -42,24 +54,27 @@ class Library:
                 lambda: blocks.sum_blocks(x, row.common_num),
                 lambda _: blocks.tile_blocks(summed_x, row.common_num),
             )
+        columns, context = row.in_size, contextlib.nullcontext
         if name in ('sum', 'tile'):
+            columns = row.k
             context = functools.partial(patched, row.common_num, name)
-            return self._make_link(row, row.k, x, y, context)
-        if name == 'dense-patched':
+        elif name == 'dense-patched':
             context = functools.partial(patched, 1)
-            return self._make_link(row, row.in_size, x, y, context)
-        return self._make_link(row, row.in_size, x, y, contextlib.nullcontext)
-
-    def _make_link(self, row, columns, x, y, context):
         # Constants, because drawing the largest W takes long.
         if row.link == 'Linear':
             make, options = L.Linear, {'nobias': True, 'initialW': 0.01}
         else:
             make = L.StatelessLSTM
             options = {'lateral_init': 0.01, 'upward_init': 0.01}
+        if name == 'SharedLinear':
+            make = chainer_shared_patch.SharedLinear
+            options['common_num'] = row.common_num
         with chainer.using_config('dtype', numpy.dtype(row.dtype)):
             link = make(columns, row.out_size, **options)
         link.to_device(self.device)
+        return self._make_contender(row, link, x, y, context)
+
+    def _make_contender(self, row, link, x, y, context):
         inputs = [chainer.Variable(x)]
         if row.link == 'StatelessLSTM':
             inputs = [chainer.Variable(y), chainer.Variable(y), *inputs]
@@ -77,20 +92,13 @@ class Library:
             for variable in inputs:
                 variable.cleargrad()
 
+        if row.inference:
+            context = functools.partial(inferring, context)
+            return Contender(forward, context=context)
         return Contender(forward, backward, reset, context)
 
     def _make_product(self, row):
-        B, K, N = row.batch_size, row.k, row.out_size
-        sizes = [(B, K, N)]
-        if row.link == 'StatelessLSTM':
-            sizes = [(B, K, 4 * N), (B, N, 4 * N)]
-        operands = [
-            [
-                self.device.send(make_array(shape, row.dtype))
-                for shape in ((B, K), (N, K), (B, N))
-            ]
-            for B, K, N in sizes
-        ]
+        operands = [self.device.send(each) for each in make_operands(row)]
         results = [[self.xp.empty_like(a) for a in each] for each in operands]
 
         def forward():
@@ -154,7 +162,10 @@ class Library:
         return time.perf_counter() - begin, peak
 
     def train(self, name, dataset, epochs):
-        """Runs train_mnist.py; returns the seconds of each epoch."""
+        """Runs train_mnist.py; returns the seconds of each epoch.
+
+        Raises an error of the last line that it prints if it fails.
+        """
         environment = {
             **os.environ,
             'CHAINER_DTYPE': 'float32',
@@ -164,13 +175,18 @@ class Library:
         command = [sys.executable, train_mnist.__file__, '--common-num', '10']
         command += ['--epoch', str(epochs), '--dataset', dataset]
         command += ['--device', self.device.name]
+        if name == 'sum-blockwise':
+            command.append('--blockwise-adam')
         with tempfile.TemporaryDirectory() as out:
-            subprocess.run(
+            process = subprocess.run(
                 [*command, '--out', out],
                 env=environment,
-                check=True,
                 stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
             )
+            if process.returncode:
+                raise RuntimeError(process.stderr.strip().split('\n')[-1])
             with open(os.path.join(out, 'log')) as file:
                 times = [entry['elapsed_time'] for entry in json.load(file)]
         return numpy.diff([0, *times]).tolist()

@@ -26,10 +26,18 @@ CONTENDERS = {
     'blocks': ('chainer', '`sum_blocks`, and `tile_blocks` in backward'),
     'copy': ('chainer', 'a copy of x, and in backward a new gx written once'),
     'product': ('chainer', "the layer's matrix products alone: the floor"),
+    'torch-product': ('torch', 'the same products by PyTorch'),
 }
-FLOOR = ('blocks', 'copy', 'product')
+FLOOR = ('blocks', 'copy', 'product', 'torch-product')
+INFERENCES = {
+    'sum': CONTENDERS['sum'],
+    'SharedLinear': ('chainer', "this plugin's link, without the patch"),
+    'torch-sum': CONTENDERS['torch-sum'],
+    'onnxruntime': ('onnxruntime', 'that link, exported to ONNX'),
+}
 TRAININGS = {
     'sum': ('chainer', 'Chainer, shared: `scripts/train_mnist.py`'),
+    'sum-blockwise': ('chainer', 'Chainer, shared, `--blockwise-adam`'),
     'dense': ('chainer', 'Chainer, dense: that with `CHAINER_SHARED_PATCH=0`'),
     'torch-sum': ('torch', 'PyTorch, shared, eager'),
     'torch-dense': ('torch', 'PyTorch, dense, eager'),
@@ -42,7 +50,7 @@ class Contender(NamedTuple):
     """Forward and backward of a row; backward is given forward's result."""
 
     forward: Callable[[], Any]
-    backward: Callable[[Any], Any]
+    backward: Callable[[Any], Any] = lambda _: None
     reset: Callable[[], Any] = lambda: None
     context: Callable[[], Any] = contextlib.nullcontext
 
@@ -56,6 +64,18 @@ def make_activations(row):
     """Returns arrays of the shapes of x and y."""
     sizes = (row.in_size, row.out_size)
     return tuple(make_array((row.batch_size, n), row.dtype) for n in sizes)
+
+
+def make_operands(row):
+    """Returns x, W and gy of each of the matrix products of a row."""
+    B, K, N = row.batch_size, row.k, row.out_size
+    sizes = [(B, K, N)]
+    if row.link == 'StatelessLSTM':
+        sizes = [(B, K, 4 * N), (B, N, 4 * N)]
+    return [
+        [make_array(shape, row.dtype) for shape in ((B, K), (N, K), (B, N))]
+        for B, K, N in sizes
+    ]
 
 
 _library: Any = None

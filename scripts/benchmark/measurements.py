@@ -5,7 +5,7 @@ import multiprocessing
 import time
 
 import contenders
-from contenders import CONTENDERS, FLOOR, TRAININGS
+from contenders import FLOOR, TRAININGS
 import numpy
 
 SECONDS_PER_TURN = 0.03
@@ -36,18 +36,25 @@ class Processes:
         return pool.submit(function, *args).result()
 
 
-def measure_row(processes, row, names, rounds):
+def measure_row(processes, row, descriptions, rounds):
     """Measures contenders on a row.
+
+    Args:
+        descriptions (dict): The library and the description of each
+            contender, by name.
 
     Returns:
         dict: By name, the seconds of forward, of backward and of both in each
-        round, and the bytes of memory; or why the contender is absent.
+        round, and the bytes of memory of training; or why the contender is
+        absent.
 
     """
-    result = {name: {'seconds': []} for name in names}
+    result = {name: {'seconds': []} for name in descriptions}
+    groups = {}
+    for name, (library, _) in descriptions.items():
+        groups.setdefault(library, []).append(name)
     turns = []
-    for library in ('chainer', 'torch'):
-        group = [name for name in names if CONTENDERS[name][0] == library]
+    for library, group in groups.items():
         try:
             seconds, absent = processes.call(
                 library, contenders.prepare, group, row
@@ -74,7 +81,7 @@ def measure_row(processes, row, names, rounds):
                 result[name]['seconds'].append(times)
     for library, seconds in turns:
         for name in seconds:
-            if name not in FLOOR:
+            if name not in FLOOR and not row.inference:
                 result[name]['bytes'] = processes.call(
                     library, contenders.measure_memory, name
                 )

@@ -1,6 +1,6 @@
-"""Tables and plots of what the benchmark measured, beside its targets."""
+"""Tables of what the benchmark measured, beside its targets."""
 
-from contenders import CONTENDERS, TRAININGS
+from contenders import TRAININGS
 import numpy
 from tabulate import tabulate
 
@@ -14,13 +14,28 @@ TIMES_FASTER = {
     (128, 4096, 8): 8,
     (1024, 4096, 8): 0.9 * 8,
 }
-OF_TORCH_SUM = {
-    (100, 1000, 10): 1.2,
-    (32, 25088, 7): 1,
-    **{(B, 4096, n): 1 for B in (128, 1024) for n in (2, 8, 64)},
-    (64, 4096, 8): 1,
+OF_TORCH_SUM = {(100, 1000, 10): 1}
+# What the columns of the targets show.
+COLUMNS = {
+    'dense / sum': "how many times faster `sum` is than Chainer's dense layer",
+    'sum / narrow': 'its time relative to a layer that needs no sum: at most '
+    '1.05 says the same as that `dense / sum` is at least 0.95 of `dense / '
+    'narrow`, the most that Chainer allows',
+    'sum / product': 'its time relative to the floor',
+    'sum / torch-sum': 'its time relative to PyTorch with the same sum',
+    'product / torch-product': 'the part of that which is due to the BLAS',
+    'dense-patched / dense': 'the time of an ordinary layer under the patch, '
+    'relative to that without',
+    'dense-patched - dense, µs': 'the difference of the two, for a layer so '
+    'small that it shows',
+    'sum_blocks, GB/s / copy': 'the bytes per second of `sum_blocks`, '
+    'relative to a copy',
+    'tile_blocks, GB/s / copy': 'the same of `tile_blocks`',
+    'peak / dense W': 'the peak memory of a pass, relative to the weight of '
+    'the dense layer',
+    'kept beyond dense / (x / n)': 'what forward keeps for backward and a '
+    'dense layer does not, relative to one block of x',
 }
-OF_AN_EPOCH = 0.55
 # What the sweeps compare, with colors and styles for the plots.
 STYLES = {
     'sum': ('C3', 'o-'),
@@ -39,6 +54,10 @@ def get_title(row):
     ).format(**row)
 
 
+def get_key(row):
+    return row['batch_size'], row['in_size'], row['common_num']
+
+
 def get_samples(row, name, part='both'):
     """Returns a contender's time in each round; None where it is absent."""
     samples = row['contenders'].get(name, {}).get('seconds')
@@ -51,37 +70,31 @@ def get_milliseconds(row, name, part='both'):
     return None if samples is None else 1e3 * numpy.median(samples)
 
 
-def get_ratio(row, name, other, part='both', other_part=None):
-    """Returns the median ratio of a contender's time to another's."""
-    samples = get_samples(row, name, part)
-    others = get_samples(row, other, other_part or part)
+def divide(samples, others):
+    """Returns the median of the rounds' ratios; None where one is absent."""
     if samples is None or others is None:
         return None
-    return numpy.median(samples / others)
+    return numpy.median(numpy.divide(samples, others))
+
+
+def get_ratio(row, name, other, part='both', other_part=None):
+    """Returns the median ratio of a contender's time to another's."""
+    return divide(
+        get_samples(row, name, part),
+        get_samples(row, other, other_part or part),
+    )
+
+
+def get_microseconds_more(row, name, other):
+    """Returns how much longer than another a contender takes."""
+    samples, others = get_samples(row, name), get_samples(row, other)
+    return 1e6 * numpy.median(samples - others)
 
 
 def get_nbytes(row, *sizes):
     """Returns the bytes of an array with these sizes of a row as its shape."""
     itemsize = numpy.dtype(row['dtype']).itemsize
     return itemsize * numpy.prod([row[size] for size in sizes]).item()
-
-
-def count_operations(row, n):
-    """Returns the operations of the products of forward and backward."""
-    return 6 * row['batch_size'] * row['in_size'] // n * row['out_size']
-
-
-def count_bytes(row, n):
-    """Returns the fewest bytes that forward and backward can move.
-
-    Forward reads x and W, keeps the summed blocks and writes y; backward
-    reads gy, W and the summed blocks, and writes gx and gW.
-    """
-    x = get_nbytes(row, 'batch_size', 'in_size')
-    y = get_nbytes(row, 'batch_size', 'out_size')
-    W = get_nbytes(row, 'in_size', 'out_size') // n
-    summed_x = 2 * x // n if n > 1 else x
-    return 2 * x + summed_x + 3 * W + 2 * y
 
 
 def format_number(number):
@@ -141,6 +154,19 @@ def make_size_table(row):
     return make_table(lines)
 
 
+def describe_kernels(row):
+    """Returns a sentence on the array kernels of a row."""
+    return (
+        '`sum_blocks` takes {} times as long as a copy of x, and '
+        '`tile_blocks` {} times as long as a new gx written once.'
+    ).format(
+        *(
+            format_number(get_ratio(row, 'blocks', 'copy', part))
+            for part in ('forward', 'backward')
+        )
+    )
+
+
 def get_bandwidth(row, part):
     """Returns the bytes that a kernel moves per second, in units of a copy."""
     ratio = get_ratio(row, 'copy', 'blocks', 'forward', part)
@@ -166,19 +192,28 @@ def get_kept(row):
 
 def get_targets(row, device):
     """Returns the figures of a row beside what is wanted, by column."""
-    key = row['batch_size'], row['in_size'], row['common_num']
+    key = get_key(row)
+    if row['name'] == 'smallest':
+        more = get_microseconds_more(row, 'dense-patched', 'dense')
+        wanted = 1 if device == '@numpy' else None
+        return {'dense-patched - dense, µs': format_target(more, '≤', wanted)}
     faster = get_ratio(row, 'dense', 'sum')
     of_torch = get_ratio(row, 'sum', 'torch-sum')
     if device == '@numpy':
         patched = get_ratio(row, 'dense-patched', 'dense')
-        of_copy = get_ratio(row, 'blocks', 'copy', 'forward')
-        of_write = get_ratio(row, 'blocks', 'copy', 'backward')
+        of_narrow = get_ratio(row, 'sum', 'narrow')
+        of_product = get_ratio(row, 'sum', 'product')
+        of_blas = get_ratio(row, 'product', 'torch-product')
+        batched = row['batch_size'] >= 32
+        large = batched and row['in_size'] >= 4096 and row['link'] == 'Linear'
         targets = [
             ('dense / sum', faster, '≥', TIMES_FASTER.get(key)),
+            ('sum / narrow', of_narrow, '≤', 1.05 if batched else 1.15),
+            ('sum / product', of_product, '≤', 1.06 if large else None),
             ('sum / torch-sum', of_torch, '≤', OF_TORCH_SUM.get(key)),
+            ('product / torch-product', of_blas, '≤', None),
             ('dense-patched / dense', patched, '≤', 1.02),
-            ('sum_blocks / copy', of_copy, '≤', 1.1),
-            ('tile_blocks / write', of_write, '≤', 1.1),
+            ('dense-patched - dense, µs', None, '≤', None),
         ]
     else:
         summing, tiling = (
@@ -218,22 +253,87 @@ def make_sharing_table(results):
     return make_table(lines)
 
 
+def make_inference_table(results):
+    lines = []
+    for row in results['inference']:
+        for name, entry in row['contenders'].items():
+            ratio = get_ratio(row, name, 'torch-sum', 'forward')
+            wanted = 1.3 if name in ('sum', 'SharedLinear') else None
+            time = get_milliseconds(row, name, 'forward')
+            line = {'': name, 'batch size': str(row['batch_size'])}
+            line['ms'] = entry.get('absent', time)
+            line['it / torch-sum'] = format_target(ratio, '≤', wanted)
+            lines.append(line)
+    return make_table(lines)
+
+
+def get_epochs(results, name):
+    """Returns the seconds per epoch in each round; None where it is absent."""
+    return results['training'].get(name, {}).get('seconds')
+
+
 def make_training_table(results):
     comparable = results['dataset'] == 'MNIST' and not results['quick']
-    dense = results['training'].get('dense', {}).get('seconds')
     lines = []
     for name, entry in results['training'].items():
+        seconds = get_epochs(results, name)
+        wanted = comparable and name in ('sum', 'sum-blockwise')
         line = {'': TRAININGS[name][1]}
-        line['seconds per epoch'] = entry.get('absent')
-        line["it / Chainer's dense"] = None
-        if 'seconds' in entry:
-            line['seconds per epoch'] = numpy.median(entry['seconds'])
-        if 'seconds' in entry and dense:
-            ratio = numpy.median(numpy.divide(entry['seconds'], dense))
-            wanted = OF_AN_EPOCH if name == 'sum' and comparable else None
-            line["it / Chainer's dense"] = format_target(ratio, '≤', wanted)
+        line['seconds per epoch'] = entry.get('absent') or numpy.median(
+            seconds
+        )
+        for title, other, most in (
+            ("it / Chainer's dense", 'dense', 0.55),
+            ('it / PyTorch, shared, eager', 'torch-sum', 1.4),
+        ):
+            ratio = divide(seconds, get_epochs(results, other))
+            line[title] = format_target(ratio, '≤', most if wanted else None)
         lines.append(line)
     return make_table(lines)
+
+
+def format_time(seconds):
+    """Formats the median of the seconds in each round, if present."""
+    if seconds is None:
+        return None
+    time = numpy.median(seconds)
+    if time < 1:
+        return format_number(1e3 * time) + ' ms'
+    return format_number(time) + ' s'
+
+
+def make_figures_table(results):
+    """Makes the table of what matters most."""
+    trios = {}
+    for row in results['sizes'] + results['inference']:
+        title = '{in_size} to {out_size}, batch of {batch_size}, '
+        title += 'n = {common_num}, '
+        title += 'inference' if row['inference'] else 'forward and backward'
+        part = 'forward' if row['inference'] else 'both'
+        if row['inference'] or get_key(row) in TIMES_FASTER:
+            trios[title.format(**row)] = [
+                get_samples(row, name, part)
+                for name in ('sum', 'dense', 'torch-sum')
+            ]
+    for name, title in (
+        ('sum', 'an epoch, ' + results['dataset']),
+        ('sum-blockwise', 'that with `--blockwise-adam`'),
+    ):
+        trios[title] = [
+            get_epochs(results, each) for each in (name, 'dense', 'torch-sum')
+        ]
+    return make_table(
+        {
+            '': title,
+            'shared': format_time(shared),
+            'dense': format_time(dense),
+            'PyTorch, shared': format_time(by_torch),
+            'dense / shared': divide(dense, shared),
+            'shared / PyTorch': divide(shared, by_torch),
+        }
+        for title, (shared, dense, by_torch) in trios.items()
+        if shared is not None
+    )
 
 
 def get_sweeps(results):
@@ -281,119 +381,3 @@ def describe_spread(results):
     if spread > 1.5:
         sentence += ' **The machine was busy: do not trust these times.**'
     return sentence
-
-
-def render(results, plots=()):
-    """Renders everything as Markdown."""
-    versions = ', '.join(map(' '.join, results['versions'].items()))
-    parts = [
-        '{date}, {machine}, {device}, {}'.format(versions, **results),
-        '```console\n$ {command}\n```'.format(**results),
-        '## Contenders',
-        make_table(
-            {'': '`{}`'.format(name), 'what it is': description}
-            for name, (_, description) in CONTENDERS.items()
-        ),
-        '"Peak" is the most memory in use during a pass, beyond what was in '
-        'use when it began, and "kept" is what forward leaves for backward '
-        'besides y. Each time is the median over the rounds, and each ratio '
-        "the median of the rounds' ratios.",
-        describe_spread(results),
-        '## Targets',
-        'The aims of the project on a machine with two cores, or on an H100; '
-        'docs/performance.md explains what is measured.',
-        make_table(
-            {'': get_title(row), **get_targets(row, results['device'])}
-            for row in results['sizes']
-        ),
-        '## Training on {}'.format(results['dataset']),
-        make_training_table(results),
-        '## Converting a dense layer with `share`',
-        make_sharing_table(results),
-        '## Sizes',
-    ]
-    for row in results['sizes']:
-        parts += ['### ' + get_title(row), make_size_table(row)]
-    for swept, rows in get_sweeps(results).items():
-        title = '## Forward and backward against {}'.format(swept)
-        parts += [title, make_sweep_table(rows, swept)]
-    parts += ['![{0}]({0})'.format(name) for name in plots]
-    return '\n\n'.join(parts) + '\n'
-
-
-def plot(results, directory):
-    """Writes the plots; returns the names of their files."""
-    from matplotlib.figure import Figure
-
-    names = []
-
-    def save(name, draw, *args):
-        figure = Figure(layout='constrained')
-        draw(figure.subplots(), *args)
-        figure.savefig(directory / name)
-        names.append(name)
-
-    for swept, rows in get_sweeps(results).items():
-        name = 'time_against_{}.png'.format(swept)
-        save(name, plot_sweep, rows, swept)
-    if results['sizes']:
-        save('roofline.png', plot_roofline, results)
-    return names
-
-
-def plot_sweep(axes, rows, swept):
-    for name, (color, style) in STYLES.items():
-        times = [get_milliseconds(row, name) for row in rows]
-        if None not in times:
-            sizes = [row[swept] for row in rows]
-            axes.loglog(sizes, times, style, color=color, label=name)
-    axes.set_xticks([row[swept] for row in rows])
-    axes.xaxis.set_major_formatter('{x:.0f}')
-    axes.minorticks_off()
-    fixed = {'batch_size': 'n = 8', 'common_num': 'batch of 128'}[swept]
-    axes.set_title('Linear of 4096 to 4096, {}, float32'.format(fixed))
-    axes.set_xlabel(swept)
-    axes.set_ylabel('forward + backward [ms]')
-    axes.legend()
-
-
-def get_point(row, name):
-    """Returns a contender's operations per byte and GFLOP/s, if present."""
-    time = get_milliseconds(row, name)
-    n = 1 if name == 'dense' else row['common_num']
-    operations = count_operations(row, n)
-    return time and (operations / count_bytes(row, n), operations / time / 1e6)
-
-
-def plot_roofline(axes, results):
-    """Draws the speeds reached beside what memory and BLAS allow."""
-    rows = [
-        row
-        for row in results['sizes'] + results['sweeps']
-        if row['link'] == 'Linear' and row['dtype'] == 'float32'
-    ]
-    all_points = []
-    for name in ('dense', 'torch-sum', 'product', 'sum'):
-        color, style = STYLES[name]
-        points = list(filter(None, (get_point(row, name) for row in rows)))
-        if points:
-            axes.loglog(*zip(*points), style[0], color=color, label=name)
-        all_points += points
-    copies = [
-        (get_nbytes(row, 'batch_size', 'in_size'), time)
-        for row in rows
-        for time in [get_milliseconds(row, 'copy', 'forward')]
-        if time
-    ]
-    if copies:
-        x, time = max(copies)  # The largest, which caches do not hold.
-        bandwidth = 2 * x / time / 1e6
-        intensities, speeds = numpy.sort(all_points, 0).T
-        roof = numpy.minimum(intensities * bandwidth, speeds[-1])
-        label = 'largest copy, fastest product: {:.0f} GB/s, {:.0f} GFLOP/s'
-        label = label.format(bandwidth, speeds[-1])
-        axes.loglog(intensities, roof, 'k-', label=label)
-    axes.set_title('Linear, float32')
-    axes.set_xlabel('operations per byte')
-    axes.set_ylabel('GFLOP/s, forward + backward')
-    axes.legend()

@@ -13,6 +13,7 @@ class Row(NamedTuple):
     common_num: int
     link: str = 'Linear'
     dtype: str = 'float32'
+    inference: bool = False
 
     @property
     def k(self):
@@ -21,6 +22,8 @@ class Row(NamedTuple):
 
 
 ARTICLE = Row('article', 100, 1000, 900, 10)
+# Where an ordinary layer shows what the patch costs in each call.
+SMALLEST = Row('smallest', 1, 10, 10, 10)
 SIZES = [
     ARTICLE,
     ARTICLE._replace(batch_size=1),
@@ -31,6 +34,7 @@ SIZES = [
         for n in (2, 8, 64)
     ),
     Row('LSTM step', 64, 4096, 1024, 8, 'StatelessLSTM'),
+    SMALLEST,
 ]
 GPU_SIZES = [Row('large', 8192, 8192, 8192, 8)]
 # What is converted from a dense layer, without and with calibration inputs.
@@ -39,7 +43,11 @@ SHARINGS = [
     for row in (ARTICLE, SIZES[2], SIZES[4])
     for examples in (0, 1000)
 ]
-QUICK_SIZES = [ARTICLE, Row('fc7', 128, 4096, 4096, 8)]
+QUICK_SIZES = [ARTICLE, Row('fc7', 128, 4096, 4096, 8), SMALLEST]
+INFERENCE_SIZES = [
+    ARTICLE._replace(batch_size=batch_size, inference=True)
+    for batch_size in (1, 32)
+]
 # What the sweeps over n and over the batch size need in addition.
 SWEEPS = [
     *(Row('fc7', 128, 4096, 4096, n) for n in (4, 16, 32, 128)),

@@ -7,7 +7,7 @@ import time
 
 import chainer_shared_patch  # noqa: F401
 import chainer
-from contenders import Contender, make_activations
+from contenders import Contender, make_activations, make_operands
 from sizes import ARTICLE
 import torch
 import train_mnist
@@ -38,6 +38,8 @@ class Library:
         )
 
     def make(self, name, row):
+        if name == 'torch-product':
+            return self._make_product(row)
         module = self._make_module(row, dense=name == 'torch-dense')
         if name == 'torch-compile':
             torch.compiler.reset()
@@ -49,7 +51,8 @@ class Library:
         state = ()
         if row.link == 'StatelessLSTM':
             state = tuple(gy.clone().requires_grad_() for _ in 'hc')
-        x.requires_grad_()
+        if not row.inference:
+            x.requires_grad_()
 
         def forward():
             return module(x, state)[0] if state else module(x)
@@ -62,7 +65,27 @@ class Library:
             for tensor in (x, *state):
                 tensor.grad = None
 
+        if row.inference:
+            return Contender(forward, context=torch.inference_mode)
         return Contender(forward, backward, reset)
+
+    def _make_product(self, row):
+        operands = [
+            [torch.tensor(array, device=self.device) for array in each]
+            for each in make_operands(row)
+        ]
+        results = [[torch.empty_like(a) for a in each] for each in operands]
+
+        def forward():
+            for (x, W, _), (_, _, y) in zip(operands, results):
+                torch.mm(x, W.t(), out=y)
+
+        def backward(_):
+            for (x, W, gy), (gx, gW, _) in zip(operands, results):
+                torch.mm(gy, W, out=gx)
+                torch.mm(gy.t(), x, out=gW)
+
+        return Contender(forward, backward)
 
     def _make_module(self, row, dense):
         columns = row.in_size if dense else row.k

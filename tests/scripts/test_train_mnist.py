@@ -590,6 +590,23 @@ def test_options(tmp_path, small):
     assert 'the files in {}'.format(small) in result.stdout
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+def test_blockwise_adam_is_adam(tmp_path, small, dtype):
+    # The first layer's weight is more than one block, and no multiple of one.
+    models = []
+    for options in ([], ['--blockwise-adam']):
+        result = train(
+            *('--dataset', small, '--out', tmp_path / str(len(models))),
+            *('-e', 1, '-u', 200, '--out-units', 20, *options),
+            CHAINER_DTYPE=dtype,
+        )
+        assert result.returncode == 0, result.stderr
+        models.append(load(tmp_path / str(len(models)) / 'model.npz'))
+    for name, array in models[0].items():
+        assert array.dtype == dtype
+        numpy.testing.assert_array_equal(models[1][name], array)
+
+
 def test_common_num_of_the_environment(tmp_path, small):
     args = ('--dataset', small, '--out', tmp_path, '-e', 1)
     result = train(*args, CHAINER_COMMON_NUM='4')

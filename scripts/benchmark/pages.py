@@ -1,0 +1,161 @@
+"""The two pages on what the benchmark measured."""
+
+import json
+from pathlib import Path
+
+from contenders import CONTENDERS, INFERENCES
+from report import (
+    COLUMNS,
+    describe_kernels,
+    describe_spread,
+    get_sweeps,
+    get_targets,
+    get_title,
+    make_figures_table,
+    make_inference_table,
+    make_sharing_table,
+    make_size_table,
+    make_sweep_table,
+    make_table,
+    make_training_table,
+)
+
+PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'performance.md'
+BEGIN = '<!-- figures -->'
+END = '<!-- end of figures -->'
+
+
+def read_prose():
+    """Returns what stands in the repository's page around the figures."""
+    before, begin, rest = PAGE.read_text(encoding='utf-8').partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError('{} lacks {} or {}'.format(PAGE, BEGIN, END))
+    return before, after
+
+
+def read_results(path):
+    if not path.exists():
+        raise ValueError(
+            'there is no {}, which a run of the benchmark writes'.format(path)
+        )
+    return json.loads(path.read_text())
+
+
+def write(results, prose, out):
+    """Draws the plots and writes the pages; returns the names of all."""
+    try:
+        from plots import plot
+
+        plots = plot(results, out / 'performance')
+    except ImportError as error:
+        print('no plots: {}'.format(error))
+        plots = []
+    plots = ['performance/' + name for name in plots]
+    before, after = prose
+    pages = {
+        'performance.md': before + render_figures(results, plots) + after,
+        'performance_tables.md': render_tables(results, plots),
+    }
+    for name, text in pages.items():
+        (out / name).write_text(text, encoding='utf-8')
+    return [*pages, *plots]
+
+
+def join(parts):
+    return '\n\n'.join(parts) + '\n'
+
+
+def describe(results):
+    versions = ', '.join(map(' '.join, results['versions'].items()))
+    return [
+        '```console\n$ {command}\n```'.format(**results),
+        '{date}, {machine}, {device}, {}. '.format(versions, **results)
+        + describe_spread(results),
+    ]
+
+
+def show(plots):
+    return ['![{}]({})'.format(Path(name).stem, name) for name in plots]
+
+
+def render_figures(results, plots):
+    """Renders the part between the marks, with the plots of times."""
+    return join(
+        [
+            BEGIN,
+            *describe(results),
+            make_figures_table(results),
+            *show(name for name in plots if 'time_against' in name),
+            END,
+        ]
+    ).rstrip()
+
+
+def render_tables(results, plots=()):
+    """Renders everything."""
+    targets = {
+        get_title(row): get_targets(row, results['device'])
+        for row in results['sizes']
+    }
+    parts = [
+        '# Performance: all tables',
+        *describe(results),
+        '[performance.md](performance.md) says how this is measured. Each '
+        'time is the median over the rounds, and each ratio the median of '
+        "the rounds' ratios.",
+        '## Contenders',
+        make_table(
+            {'': '`{}`'.format(name), 'what it is': description}
+            for name, (_, description) in {**CONTENDERS, **INFERENCES}.items()
+        ),
+        '## Targets',
+        'Each figure stands beside what is wanted of it on a machine with '
+        'two cores, or on an H100. The columns are:',
+        '\n'.join(
+            '- `{}`: {}'.format(*column)
+            for column in COLUMNS.items()
+            if any(column[0] in figures for figures in targets.values())
+        ),
+        make_table(
+            {'': title, **figures} for title, figures in targets.items()
+        ),
+        '## Inference',
+        "The article's layer, forward only, in `chainer.no_backprop_mode()` "
+        'and in `torch.inference_mode()`.',
+        make_inference_table(results),
+        '## Training on {}'.format(results['dataset']),
+        "The article's network, with evaluation and reports; Chainer also "
+        'draws plots and saves snapshots.',
+        make_training_table(results),
+        '## Sizes',
+        '"it / product" tells how near a contender is to the floor: the same '
+        'products by the same BLAS, into memory that is there already. '
+        '"Peak" is the most memory in use during a pass, beyond what was in '
+        'use when it began, and "kept" is what forward leaves for backward '
+        'besides y.',
+    ]
+    for row in results['sizes']:
+        parts += [
+            '### ' + get_title(row),
+            make_size_table(row),
+            describe_kernels(row),
+        ]
+    for swept, rows in get_sweeps(results).items():
+        title = '## Forward and backward against {}'.format(swept)
+        parts += [title, make_sweep_table(rows, swept)]
+    parts += [
+        '## Converting a dense layer with `share`',
+        'A random weight, without and with calibration inputs. "Peak" is the '
+        'most memory in use beyond the dense weight itself, which `share` '
+        'keeps until it is done. Most of the time goes into grouping, which '
+        'works on up to 2048 columns at a time, in matrices of that size.',
+        make_sharing_table(results),
+    ]
+    if plots:
+        parts += ['## Plots', *show(plots)]
+        parts.append(
+            'The roofline shows what is reached of what memory and BLAS '
+            'allow. Points above the slope have their weights in a cache.'
+        )
+    return join(parts)
