@@ -19,8 +19,8 @@ OF_TORCH_SUM = {(100, 1000, 10): 1}
 COLUMNS = {
     'dense / sum': "how many times faster `sum` is than Chainer's dense layer",
     'sum / narrow': 'its time relative to a layer that needs no sum: at most '
-    '1.05 says the same as that `dense / sum` is at least 0.95 of `dense / '
-    'narrow`, the most that Chainer allows',
+    '1.05 says nearly the same as that `dense / sum` is at least 0.95 of '
+    '`dense / narrow`, the most that Chainer allows',
     'sum / product': 'its time relative to the floor',
     'sum / torch-sum': 'its time relative to PyTorch with the same sum',
     'product / torch-product': 'the part of that which is due to the BLAS',
