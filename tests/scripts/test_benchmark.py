@@ -317,7 +317,7 @@ def check_figures(page):
     assert line.endswith('| 1.00 ms | | | | |')
     line = find_line(page, 'an epoch, MNIST')
     assert line.endswith('| 3.00 s | 7.00 s | | 2.33 | |')
-    assert 'blockwise' not in page
+    assert '| that with `--blockwise-adam`' not in page
 
 
 def check_tables(tables):
