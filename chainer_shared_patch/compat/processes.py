@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import sys
 from typing import Any
 
-from chainer_shared_patch.compat.importing import Fix, is_at_least
+from chainer_shared_patch.compat.importing import Fix
 
 
 def _mend_multiprocess_iterator(module: Any) -> None:
@@ -94,10 +93,8 @@ _STARTS = tuple(
             module=module,
             broken='processes that do not start by fork import Chainer before '
             'the program can mend it',
-            since='Python 3.12, NumPy 2.0',
-            is_needed=lambda: (
-                sys.version_info >= (3, 12) or is_at_least('numpy', '2')
-            ),
+            since='Python 3.12, NumPy 2.0, setuptools 82',
+            is_needed=lambda: True,
             mend=_mend_first,
         ),
     )
