@@ -1,3 +1,6 @@
+import gzip
+from pathlib import Path
+
 import chainer_shared_patch
 from chainer_shared_patch import config
 import chainer
@@ -37,3 +40,22 @@ def algorithm(request):
 @pytest.fixture
 def random():
     return numpy.random.RandomState(0)
+
+
+@pytest.fixture(scope='session')
+def small(tmp_path_factory):
+    """A directory of IDX files: the first images of the sample."""
+    directory = tmp_path_factory.mktemp('small')
+    sample = Path(__file__).parents[1] / 'scripts' / 'mnist_sample'
+    for kind, n in (('train', 600), ('t10k', 200)):
+        for name in ('images-idx3-ubyte', 'labels-idx1-ubyte'):
+            path = sample / '{}-{}.gz'.format(kind, name)
+            content = gzip.decompress(path.read_bytes())
+            header = 16 if 'images' in name else 8
+            content = (
+                content[:4]
+                + n.to_bytes(4, 'big')
+                + content[8 : header + n * (784 if 'images' in name else 1)]
+            )
+            (directory / path.stem).write_bytes(content)
+    return directory
