@@ -116,8 +116,8 @@ def _get_device(specifier, comm):
     gpus = chainer.backends.cuda.cupy.cuda.runtime.getDeviceCount()
     if comm.intra_size > gpus:
         raise ValueError(
-            '{} ranks are on a machine of {} GPUs; start at most one rank a '
-            'GPU'.format(comm.intra_size, gpus)
+            '{} ranks are on a machine of {} GPU{}; start one rank a '
+            'GPU'.format(comm.intra_size, gpus, '' if gpus == 1 else 's')
         )
     return chainer.get_device('@cupy:{}'.format(comm.intra_rank))
 

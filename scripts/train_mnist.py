@@ -350,8 +350,9 @@ def load_snapshot(path, trainer, comm=distributed.ONE_RANK):
         ranks = arrays.get('extensions/Ranks/size', 1)
         if ranks != comm.size:
             raise ValueError(
-                'it is of a training on {} ranks, and here are {}'.format(
-                    ranks, comm.size
+                'it is of a training on {} ranks, and here {}'.format(
+                    ranks,
+                    'is 1' if comm.size == 1 else 'are %d' % comm.size,
                 )
             )
         others = {name for name in arrays if '/model:main/' in name}

@@ -115,3 +115,164 @@ def test_ranks_train_as_one_process(mpiexec, tmp_path, small, ranks):
         )
     ):
         assert line == other
+
+
+def test_resuming(mpiexec, tmp_path, small):
+    def run(ranks, out, *options):
+        result = mpiexec(
+            *(ranks, 'train_mnist.py', '--distributed', '--dataset', small),
+            *(*NETWORK, '--out', tmp_path / out, *options),
+        )
+        if result.returncode:
+            (error,) = [
+                line
+                for line in result.stderr.splitlines()
+                if line.startswith('train_mnist.py: error: ')
+            ]
+            return error
+        return load(tmp_path / out / 'model.npz')
+
+    expected = run(2, 'whole', '-e', 3)
+    snapshot = tmp_path / 'whole' / 'snapshot_epoch_2'
+    run(2, 'resumed', '-e', 2)
+    # A damaged snapshot is passed over by all ranks.
+    newest = tmp_path / 'resumed' / 'snapshot_epoch_9'
+    newest.write_bytes(snapshot.read_bytes()[:-9])
+    os.utime(newest, (3e9, 3e9))
+    resumed = run(2, 'resumed', '-e', 3, '--autoload')
+    for name, array in expected.items():
+        numpy.testing.assert_array_equal(resumed[name], array)
+
+    error = run(3, 'other', '-b', 99, '--resume', snapshot)
+    assert 'of a training on 2 ranks, and here are 3' in error
+    assert str(snapshot) in error
+    result = train(
+        *('--dataset', small, *NETWORK, '--out', tmp_path / 'other'),
+        *('--resume', snapshot),
+    )
+    assert result.returncode == 1
+    assert 'of a training on 2 ranks, and here is 1' in result.stderr
+
+
+# Rank 1 comes to an end in the third iteration.
+END = """
+import os, signal, sys
+import train_mnist
+
+def forward(self, x):
+    global calls
+    calls += 1
+    if calls == 3 and os.environ['OMPI_COMM_WORLD_RANK'] == {rank!r}:
+        {end}
+    return original(self, x)
+
+calls = 0
+original = train_mnist.MLP.forward
+train_mnist.MLP.forward = forward
+train_mnist.main()
+"""
+
+
+@pytest.mark.parametrize('rank', ['0', '1'])
+@pytest.mark.parametrize(
+    ('end', 'words'),
+    [
+        ('raise ArithmeticError("for a test")', 'ArithmeticError: for a test'),
+        ('os.kill(os.getpid(), signal.SIGKILL)', 'signal 9'),
+    ],
+)
+def test_end_of_a_rank_ends_all(mpiexec, tmp_path, small, rank, end, words):
+    # A job that hangs raises subprocess.TimeoutExpired.
+    result = mpiexec(
+        *(2, '-c', END.format(rank=rank, end=end), '--distributed', *NETWORK),
+        *('--dataset', small, '--out', tmp_path / 'out', '-e', 1000),
+    )
+    assert result.returncode != 0
+    assert words in result.stderr
+    assert ('Traceback' in result.stderr) == ('Error' in words)
+    if 'Error' in words:
+        assert 'Uncaught exception on rank ' + rank in result.stderr
+
+
+def test_failure_of_rank_0_ends_all(mpiexec, tmp_path, small):
+    """The output directory vanishes."""
+    code = 'shutil.rmtree({!r})'.format(str(tmp_path / 'out'))
+    result = mpiexec(
+        *(2, '-c', 'import shutil\n' + END.format(rank='0', end=code)),
+        *('--distributed', *NETWORK, '--dataset', small),
+        *('--out', tmp_path / 'out', '-e', 1000),
+    )
+    assert result.returncode == 1
+    assert 'train_mnist.py: error: cannot write to' in result.stderr
+    assert 'Traceback' not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (('-b', 99), '--batchsize 99 cannot be divided among 2 ranks'),
+        (('--dataset', 'nowhere'), 'in nowhere'),
+        (('--device', '@cupy:0'), 'rank 0: --device @cupy:0 is one GPU'),
+        (('--communicator', 'flat'), '--communicator flat is for --device'),
+    ],
+)
+def test_wrong_options(mpiexec, tmp_path, small, options, words):
+    result = mpiexec(
+        *(2, 'train_mnist.py', '--distributed', *NETWORK),
+        *('--dataset', small, '--out', tmp_path / 'out', *options),
+    )
+    assert result.returncode == 1
+    (line,) = [
+        line
+        for line in result.stderr.splitlines()
+        if line.startswith('train_mnist.py: ')
+    ]
+    assert line.startswith('train_mnist.py: error: ')
+    assert words in line
+    assert 'Traceback' not in result.stderr
+
+
+# CuPy of a machine with one GPU.
+ONE_GPU = """
+import unittest.mock
+import train_mnist
+
+cuda = train_mnist.chainer.backends.cuda
+cuda.check_cuda_available = lambda: None
+cuda.cupy = unittest.mock.MagicMock()
+cuda.cupy.cuda.runtime.getDeviceCount = lambda: 1
+train_mnist.main()
+"""
+
+
+def test_more_ranks_than_gpus(mpiexec, tmp_path, small):
+    result = mpiexec(
+        *(2, '-c', ONE_GPU, '--distributed', '--device', '@cupy'),
+        *('--dataset', small, '--out', tmp_path / 'out'),
+    )
+    assert result.returncode == 1
+    assert '2 ranks are on a machine of 1 GPU;' in result.stderr
+    assert not (tmp_path / 'out').exists()
+
+
+def test_mpiexec_without_distributed(mpiexec, tmp_path):
+    result = mpiexec(2, 'train_mnist.py', '--out', tmp_path / 'out')
+    assert result.returncode == 2
+    assert 'mpiexec has started 2 processes' in result.stderr
+    assert not (tmp_path / 'out').exists()
+
+
+def test_distributed_without_mpiexec(mpiexec, tmp_path):
+    result = train('--distributed', '--out', tmp_path / 'out')
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert 'mpiexec -n 2 python train_mnist.py --distributed' in line
+
+
+def test_another_mpi_than_that_of_mpiexec(mpiexec, tmp_path):
+    result = train(
+        *('--distributed', '--out', tmp_path / 'out'), PMI_SIZE='2'
+    )
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert 'mpiexec has started 2 processes, and mpi4py sees 1' in line

