@@ -104,6 +104,22 @@ def use_device(comm, specifier, communicator=None):
     return result
 
 
+def check_same(comm, settings):
+    """Raises a ValueError, on all ranks, if they have other settings."""
+    if comm.size == 1:
+        return
+    first, *others = comm.mpi_comm.allgather(settings)
+    for rank, other in enumerate(others, 1):
+        for name, value in first.items():
+            if other[name] != value:
+                raise ValueError(
+                    '{} is {!r} on rank 0 and {!r} on rank {}; mpiexec -x '
+                    'NAME gives all ranks an environment variable'.format(
+                        name, value, other[name], rank
+                    )
+                )
+
+
 def _get_device(specifier, comm):
     if not specifier.startswith('@cupy'):
         return chainer.get_device(specifier)

@@ -350,10 +350,8 @@ def load_snapshot(path, trainer, comm=distributed.ONE_RANK):
         ranks = arrays.get('extensions/Ranks/size', 1)
         if ranks != comm.size:
             raise ValueError(
-                'it is of a training on {} ranks, and here {}'.format(
-                    ranks,
-                    'is 1' if comm.size == 1 else 'are %d' % comm.size,
-                )
+                'it is of a training on {} rank{}, and this is one on '
+                '{}'.format(ranks, '' if ranks == 1 else 's', comm.size)
             )
         others = {name for name in arrays if '/model:main/' in name}
         for name, parameter in model.namedparams():
@@ -475,9 +473,7 @@ def print_summary(model, common_num, trainer, start, comm):
         print()
         print(
             'gradients          {:,} bytes per rank and batch, '
-            'unshared {:,}'.format(
-                total * itemsize, unshared_total * itemsize
-            )
+            'unshared {:,}'.format(total * itemsize, unshared_total * itemsize)
         )
     last = trainer.get_extension('LogReport').log[-1]
     accuracy = last['validation/main/accuracy']
@@ -614,6 +610,9 @@ def main():
             comm = distributed.connect()
             device, comm = distributed.use_device(
                 comm, args.device, args.communicator
+            )
+            distributed.check_same(
+                comm, {**vars(args), 'dtype': chainer.get_dtype().name}
             )
         else:
             device = chainer.get_device(args.device)

@@ -1,14 +1,12 @@
 """Runs the script as mpiexec does, on 2 and 4 ranks."""
 
 import os
-import shutil
-import subprocess
-import sys
+import re
 
 import numpy
 import pytest
 
-from ..scripts.test_train_mnist import SCRIPTS, load, train
+from ..scripts.test_train_mnist import load, train
 
 NETWORK = '--unit', 20, '--out-units', 5
 
@@ -108,13 +106,12 @@ def test_ranks_train_as_one_process(mpiexec, tmp_path, small, ranks):
                 array_of_rank, array, rtol=0, atol=bound
             )
     # The averages are those of all ranks.
-    for line, other in zip(
-        *(
-            [line.split()[:-1] for line in text.splitlines() if line[:1] in '12']
-            for text in (one.stdout, result.stdout)
-        )
-    ):
-        assert line == other
+    rows, rows_of_one = (
+        re.findall('^([12] .*) [0-9.]+ *$', text, re.M)
+        for text in (result.stdout, one.stdout)
+    )
+    assert rows == rows_of_one
+    assert len(rows) == 2
 
 
 def test_resuming(mpiexec, tmp_path, small):
@@ -144,14 +141,14 @@ def test_resuming(mpiexec, tmp_path, small):
         numpy.testing.assert_array_equal(resumed[name], array)
 
     error = run(3, 'other', '-b', 99, '--resume', snapshot)
-    assert 'of a training on 2 ranks, and here are 3' in error
+    assert 'of a training on 2 ranks, and this is one on 3' in error
     assert str(snapshot) in error
     result = train(
         *('--dataset', small, *NETWORK, '--out', tmp_path / 'other'),
         *('--resume', snapshot),
     )
     assert result.returncode == 1
-    assert 'of a training on 2 ranks, and here is 1' in result.stderr
+    assert 'of a training on 2 ranks, and this is one on 1' in result.stderr
 
 
 # Rank 1 comes to an end in the third iteration.
@@ -255,6 +252,33 @@ def test_more_ranks_than_gpus(mpiexec, tmp_path, small):
     assert not (tmp_path / 'out').exists()
 
 
+# On another machine, an environment variable may be missing.
+OTHER_ENVIRONMENT = """
+import os
+if os.environ['OMPI_COMM_WORLD_RANK'] == '1':
+    os.environ[{name!r}] = {value!r}
+import train_mnist
+train_mnist.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'words'),
+    [
+        ('CHAINER_SHARED_PATCH', '0', 'common_num is 10 on rank 0 and 1 on'),
+        ('CHAINER_DTYPE', 'float64', "dtype is 'float32' on rank 0 and 'f"),
+    ],
+)
+def test_ranks_with_other_settings(mpiexec, tmp_path, name, value, words):
+    code = OTHER_ENVIRONMENT.format(name=name, value=value)
+    result = mpiexec(
+        *(2, '-c', code, '--distributed', '--out', tmp_path / 'out')
+    )
+    assert result.returncode == 1
+    assert 'train_mnist.py: error: ' + words in result.stderr
+    assert not (tmp_path / 'out').exists()
+
+
 def test_mpiexec_without_distributed(mpiexec, tmp_path):
     result = mpiexec(2, 'train_mnist.py', '--out', tmp_path / 'out')
     assert result.returncode == 2
@@ -270,9 +294,7 @@ def test_distributed_without_mpiexec(mpiexec, tmp_path):
 
 
 def test_another_mpi_than_that_of_mpiexec(mpiexec, tmp_path):
-    result = train(
-        *('--distributed', '--out', tmp_path / 'out'), PMI_SIZE='2'
-    )
+    result = train(*('--distributed', '--out', tmp_path / 'out'), PMI_SIZE='2')
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert 'mpiexec has started 2 processes, and mpi4py sees 1' in line

@@ -62,9 +62,7 @@ def train(kind, comm):
     for x, t in make_batches():
         x, t = (array[comm.rank :: comm.size] for array in (x, t))
         before = comm.mpi_comm.bytes
-        optimizer.update(
-            lambda x, t: F.mean_squared_error(layer(x), t), x, t
-        )
+        optimizer.update(lambda x, t: F.mean_squared_error(layer(x), t), x, t)
         sent.append(comm.mpi_comm.bytes - before)
     return layer.W.array, sent
 
