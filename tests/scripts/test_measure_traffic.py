@@ -5,28 +5,25 @@ import sys
 from .test_train_mnist import SCRIPTS
 
 
-def test_theory(mpiexec):
+def test_traffic_is_that_of_theory(mpiexec):
+    layer = ['--layer', '1000', '1000', '10']
     result = subprocess.run(
-        [sys.executable, 'measure_traffic.py', '--ranks', '2', '4']
-        + '--layer 1000 1000 1 --layer 1000 1000 10'.split(),
+        [sys.executable, 'measure_traffic.py', '--ranks', '4', *layer],
         cwd=str(SCRIPTS),
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    rows = [
-        [float(number) for number in re.findall(r'[\d.]+', line)[2:]]
+    (row,) = [
+        [float(number) for number in re.findall(r'[\d.]+', line)]
         for line in result.stdout.splitlines()
         if '→' in line
     ]
-    assert [row[:4] for row in rows] == [
-        [1, 2, 4, 4],
-        [1, 4, 4, 6],
-        [10, 2, 0.4, 0.4],
-        [10, 4, 0.4, 0.6],
-    ]
-    for *_, theory, sent, _, memory in rows:
-        # What is printed is rounded, and the ranks have more to say.
-        assert theory <= sent <= theory + 0.02
-        assert memory > 0
+    *layer, size, theory, sent, _, memory = row
+    assert layer == [1000, 1000, 10, 4]
+    assert size == 4 * 1000 * 1000 / 10 / 1e6
+    assert theory == 2 * 3 / 4 * size
+    # What is printed is rounded, and the ranks have more to say.
+    assert theory <= sent <= theory + 0.02
+    assert memory > 0
