@@ -97,11 +97,19 @@ def use_device(comm, specifier, communicator=None):
         result = device, comm
     except (RuntimeError, ValueError) as caught:
         error = ' '.join(str(caught).split())
-    errors = comm.mpi_comm.allgather(error)
-    for rank, error in enumerate(errors):
-        if error is not None:
-            raise ValueError('rank {}: {}'.format(rank, error))
+    raise_on_all(comm, error)
     return result
+
+
+def raise_on_all(comm, error):
+    """Raises a ValueError, on all ranks, if a rank has an error to tell."""
+    if comm.size > 1:
+        errors = comm.mpi_comm.allgather(error)
+        ranks = [rank for rank, error in enumerate(errors) if error]
+        if ranks:
+            error = 'rank {}: {}'.format(ranks[0], errors[ranks[0]])
+    if error:
+        raise ValueError(error)
 
 
 def check_same(comm, settings):

@@ -343,6 +343,7 @@ def load_snapshot(path, trainer, comm=distributed.ONE_RANK):
     describe = '{0.dtype} {0.shape}'.format
     model = trainer.updater.get_optimizer('main').target
     dataset = trainer.updater.get_iterator('main').dataset
+    error = None
     try:
         content = distributed.on_rank_0(comm, pathlib.Path(path).read_bytes)
         with numpy.load(io.BytesIO(content)) as file:
@@ -392,12 +393,11 @@ def load_snapshot(path, trainer, comm=distributed.ONE_RANK):
         ):
             raise ValueError('its counts are not those of any training')
         chainer.serializers.NpzDeserializer(arrays).load(trainer)
-    except Exception as error:  # whatever NumPy makes of other files
-        reason = 'it lacks ' if isinstance(error, KeyError) else ''
-        reason += ' '.join(str(error).split())
-        raise ValueError(
-            'cannot resume from {}: {}'.format(path, reason)
-        ) from error
+    except Exception as caught:  # whatever NumPy makes of other files
+        reason = 'it lacks ' if isinstance(caught, KeyError) else ''
+        reason += ' '.join(str(caught).split())
+        error = 'cannot resume from {}: {}'.format(path, reason)
+    distributed.raise_on_all(comm, error)
     if comm.rank == 0:
         print('resumed from ' + path)
 
