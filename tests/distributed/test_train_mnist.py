@@ -121,12 +121,13 @@ def test_resuming(mpiexec, tmp_path, small):
             *(*NETWORK, '--out', tmp_path / out, *options),
         )
         if result.returncode:
-            (error,) = [
+            errors = [
                 line
                 for line in result.stderr.splitlines()
                 if line.startswith('train_mnist.py: error: ')
             ]
-            return error
+            assert len(errors) == 1, result.stdout + result.stderr
+            return errors[0]
         return load(tmp_path / out / 'model.npz')
 
     expected = run(2, 'whole', '-e', 3)
