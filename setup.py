@@ -1,5 +1,6 @@
-"""The metadata is in setup.cfg. Here is what two builds need to be the same."""
+"""The metadata is in setup.cfg; here is what makes two builds the same."""
 
+import contextlib
 import gzip
 import os
 import shutil
@@ -25,6 +26,13 @@ class CleanBuild(build_py):
 
 class ReproducibleSdist(sdist):
     """Archives neither who built it, nor when, nor with which umask."""
+
+    def run(self):
+        # What an earlier build listed there would be added.
+        egg_info = self.get_finalized_command('egg_info').egg_info
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(egg_info, 'SOURCES.txt'))
+        super().run()
 
     def make_archive(self, base_name, format, base_dir, **kwargs):
         path = base_name + '.tar.gz'
