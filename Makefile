@@ -109,8 +109,8 @@ audit: $(VENV)/installed-audit
 	$(VENV)/bin/python scripts/audit.py .audit/bin/python
 
 # Always the same for one commit, one version of Python and one of setuptools.
-dist: export SOURCE_DATE_EPOCH = $(or $(SOURCE_DATE_EPOCH), \
-    $(shell git log -1 --format=%ct 2> /dev/null), 315532800)
+dist: export SOURCE_DATE_EPOCH ?= \
+    $(or $(shell git log -1 --format=%ct 2> /dev/null),315532800)
 dist: $(VENV)/installed-dev
 	rm -rf dist
 	$(VENV)/bin/pyproject-build
