@@ -27,6 +27,7 @@ LICENSES = {
     *('0BSD', 'Apache-2.0', 'Apache Software License'),
     *('BSD-2-Clause', 'BSD-3-Clause', '3-Clause BSD License', 'BSD License'),
     *('CC0-1.0', 'MIT', 'MIT License', 'MIT-CMU'),
+    'LicenseRef-OpenMPI',  # three-clause BSD
     *('MPL-2.0', 'Mozilla Public License 2.0 (MPL 2.0)'),
     *('PSF-2.0', 'Python Software Foundation License'),
     *('The Unlicense (Unlicense)', 'Zlib'),
