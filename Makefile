@@ -33,8 +33,8 @@ export PIP_BUILD_CONSTRAINT := \
     $(strip $(PIP_BUILD_CONSTRAINT) build-constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train train-distributed test benchmark compare test-gpu wheels test-kernels test-all \
-    lint format clean
+.PHONY: help train train-distributed test benchmark compare test-gpu wheels \
+    test-kernels test-all lint format audit dist smoke clean
 
 help:
 	@echo 'make train        train the network of the article on MNIST'
@@ -49,6 +49,9 @@ help:
 	@echo 'make test-all     run all tests, with several versions of Python and NumPy'
 	@echo 'make lint         check style and types'
 	@echo 'make format       format the code'
+	@echo 'make audit        check the licences and vulnerabilities of what is installed'
+	@echo 'make dist         build the sdist and the wheel'
+	@echo 'make smoke        check that the wheel works in an empty environment'
 	@echo 'make clean        remove everything made above, except results'
 
 train: $(VENV)/installed-plot
@@ -110,8 +113,27 @@ format: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
+# Of what "pip install" installs, and EXTRAS=[onnx,plot] of that too.
+audit: $(VENV)/installed-audit
+	$(VENV)/bin/python -m venv --clear --without-pip .audit
+	$(VENV)/bin/python -m pip --python .audit/bin/python install --quiet \
+	    --use-pep517 '.$(EXTRAS)'
+	$(VENV)/bin/python scripts/audit.py .audit/bin/python
+
+# Always the same for one commit, one version of Python and one of setuptools.
+dist: export SOURCE_DATE_EPOCH ?= \
+    $(or $(shell git log -1 --format=%ct 2> /dev/null),315532800)
+dist: $(VENV)/installed-dev
+	rm -rf dist
+	$(VENV)/bin/pyproject-build
+
+smoke: dist
+	$(VENV)/bin/python -m venv --clear .smoke
+	.smoke/bin/python -m pip install --quiet dist/*.whl
+	.smoke/bin/python scripts/smoke_test.py
+
 clean:
-	rm -rf $(VENV) build dist wheels *.egg-info .mypy_cache .pytest_cache .ruff_cache \
+	rm -rf $(VENV) .audit .smoke build dist wheels sbom.json *.egg-info .mypy_cache .pytest_cache .ruff_cache \
 	    .hypothesis .tox
 
 $(VENV)/bin/python:
