@@ -19,7 +19,9 @@ Needs Linux's ``/proc``.
 import argparse
 import collections
 from concurrent.futures import ThreadPoolExecutor
+import contextlib
 import copy
+import ctypes
 import gc
 import os
 import sys
@@ -237,6 +239,9 @@ def count_files():
 
 def measure_memory():
     """Returns the process's memory, in KiB."""
+    # Without this, glibc keeps what the garbage of a moment has taken.
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     with open('/proc/self/statm') as file:
         pages = int(file.read().split()[1])
     return pages * os.sysconf('SC_PAGE_SIZE') // 1024
@@ -292,11 +297,12 @@ def soak(steps, seed):
                     return '{}, in cycle {}'.format(error, number)
                 number += 1
             objects = None
-            objects = count_objects()
-            if not sample:
-                # This time with the first count among them.
-                first = objects
-                first = objects = count_objects()
+            # To count creates a few objects for good, and to collect frees
+            # a few by and by.
+            for _ in range(1 if sample else 4):
+                objects = count_objects()
+                if not sample:
+                    first = objects
             total = sum(objects.values())
             samples[sample] = total, count_files(), measure_memory()
             steps = (number - WARM_UP) * STEPS_IN_CYCLE
