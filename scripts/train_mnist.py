@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import functools
 import io
+import json
 import os
 import re
 import shutil
@@ -105,6 +106,30 @@ class StopTrigger(training.triggers.IntervalTrigger):
 
     def __call__(self, trainer):
         return trainer.updater.epoch >= self.period
+
+
+class LogReport(extensions.LogReport):
+    """Chainer's log, written by way of a directory that has its own name.
+
+    Chainer's temporary ones, such as ``log_archive``, cannot be told from
+    what somebody else has put there.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._log_name = None  # so that Chainer writes nothing
+
+    def __call__(self, trainer):
+        length = len(self.log)
+        super().__call__(trainer)
+        if len(self.log) > length:
+            with chainer.utils.tempdir(
+                prefix='tmplog', dir=trainer.out
+            ) as directory:
+                path = os.path.join(directory, 'log')
+                with open(path, 'w') as file:
+                    json.dump(self.log, file, indent=4)
+                os.replace(path, os.path.join(trainer.out, 'log'))
 
 
 class PrintReport(extensions.PrintReport):
@@ -377,7 +402,7 @@ def remove_leftovers(out):
     if fcntl is None:
         return
     directory = os.open(out, os.O_RDONLY)
-    pattern = r'tmp(snapshot_epoch_\d+|model\.npz)[a-z0-9_]{8}'
+    pattern = r'tmp(snapshot_epoch_\d+|model\.npz|log)[a-z0-9_]{8}'
     # Not every file system has locks.
     with contextlib.suppress(OSError):
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -479,7 +504,7 @@ def make_trainer(args, device, train, test, description):
 
     trainer.extend(extensions.Evaluator(test_iter, model, device=device))
     trainer.extend(extensions.DumpGraph('main/loss'))
-    trainer.extend(extensions.LogReport())
+    trainer.extend(LogReport())
     # It does nothing where there is no matplotlib, but is part of snapshots.
     warnings.filterwarnings('ignore', 'matplotlib is not installed')
     for kind in ('loss', 'accuracy'):

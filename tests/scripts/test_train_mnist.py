@@ -397,7 +397,11 @@ def test_programming_error_gives_its_traceback(tmp_path, trained):
 
 @pytest.mark.parametrize('other_run', [False, True])
 def test_leftovers_of_killed_runs(tmp_path, trained, other_run):
-    leftovers = {'tmpsnapshot_epoch_3abcd_123', 'tmpmodel.npz12345678'}
+    leftovers = {
+        'tmpsnapshot_epoch_3abcd_123',
+        'tmpmodel.npz12345678',
+        'tmplogabcd_123',
+    }
     others = {'tmpsnapshot_epoch_notes', 'tmp', 'log_archive'}
     for name in leftovers | others:
         (tmp_path / name).mkdir()
