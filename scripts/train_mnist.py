@@ -334,6 +334,14 @@ def find_snapshots(out):
     return sorted(times, key=times.__getitem__, reverse=True)
 
 
+def remove_old_snapshots(out):
+    """Removes all snapshots but the newest two."""
+    # Chainer's n_retains would remove a snapshot_epoch_1.bak, too.
+    for path in find_snapshots(out)[2:]:
+        with contextlib.suppress(FileNotFoundError):  # by another run
+            os.remove(path)
+
+
 def load_snapshot(path, trainer):
     """Loads a snapshot, or raises an error that says why it cannot.
 
@@ -527,10 +535,7 @@ def make_trainer(args, device, train, test, description):
 
     def take_snapshot(trainer):
         snapshot(trainer)
-        # Chainer's n_retains would remove a snapshot_epoch_1.bak, too.
-        for path in find_snapshots(trainer.out)[2:]:
-            with contextlib.suppress(FileNotFoundError):  # by another run
-                os.remove(path)
+        remove_old_snapshots(trainer.out)
 
     # The name is a part of the snapshots' entries.
     trainer.extend(
@@ -605,6 +610,9 @@ def main():
     try:
         # Chainer would print a traceback before it raises the error.
         trainer.run(show_loop_exception_msg=False)
+        # A run that was killed when it had taken its last snapshot may have
+        # left one too many, and this one has taken none.
+        remove_old_snapshots(args.out)
         extensions.snapshot_object(network, 'model.npz', savefun=save_npz)(
             trainer
         )
