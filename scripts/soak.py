@@ -51,9 +51,10 @@ LIMIT = 2
 LARGEST_SIZE = 16
 COMMON_NUMS = range(1, 9)
 # Memory comes in larger pieces than it is asked for. Python's allocator takes
-# 1 MiB at a time, and malloc keeps up to 128 KiB that are free for each of
-# the threads and the main one.
-KIB_TO_SPARE = 1024 + 128 * (THREADS + 1)
+# 1 MiB at a time, and malloc keeps so much for each of the threads and for
+# the main one.
+KIB_IN_MALLOC = 128
+KIB_TO_SPARE = 1024 + KIB_IN_MALLOC * (THREADS + 1)
 
 
 class Wrong(Exception):
@@ -239,12 +240,23 @@ def count_files():
 
 def measure_memory():
     """Returns the process's memory, in KiB."""
-    # Without this, glibc keeps what the garbage of a moment has taken.
-    with contextlib.suppress(AttributeError):
+    with contextlib.suppress(AttributeError):  # it is not glibc's malloc
         ctypes.CDLL(None).malloc_trim(0)
     with open('/proc/self/statm') as file:
         pages = int(file.read().split()[1])
     return pages * os.sysconf('SC_PAGE_SIZE') // 1024
+
+
+def limit_spare_memory():
+    """Has malloc keep no more than KIB_TO_SPARE says.
+
+    By itself, glibc's keeps twice as much as the largest array that has ever
+    been freed, once for each thread, from the first time on that the threads
+    happen to need it at once.
+    """
+    m_trim_threshold = -1  # of malloc.h
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(m_trim_threshold, KIB_IN_MALLOC * 1024)
 
 
 def find_growth(samples, more):
@@ -280,6 +292,7 @@ def print_row(*cells):
 
 def soak(steps, seed):
     """Prints a table of the samples, and returns what grows."""
+    limit_spare_memory()
     chainer_shared_patch.uninstall()
     originals = [dict(vars(each)) for each in PATCHED]
     chainer_shared_patch.install()
