@@ -107,15 +107,21 @@ def tear_snapshot(skip, size, kill):
 
     class TornFile(io.FileIO):
         def write(self, data):
+            data = memoryview(data).cast('B')
             left = size - self.tell()
-            n = super().write(memoryview(data).cast('B')[:left])
-            if n == left:
-                kill('inside the file of ' + os.path.basename(self.name))
-            return n
+            if not 0 < left <= len(data):
+                return super().write(data)
+            super().write(data[:left])
+            kill('inside the file of ' + os.path.basename(self.name))
+            # This is not the rank that is killed, and goes on.
+            return left + super().write(data[left:])
 
         def close(self):
-            # It is smaller than that.
-            kill('at the end of the file of ' + os.path.basename(self.name))
+            if not self.closed and self.tell() < size:
+                kill(
+                    'at the end of the file of ' + os.path.basename(self.name)
+                )
+            super().close()
 
     def open_torn(path, mode='r', *args, **kwargs):
         nonlocal skipped
@@ -187,15 +193,20 @@ class Job:
         process = self.start(json.dumps([kind, number, victims]))
         moment = None
         try:
-            process.wait(number if kind == 'random' else TIME_LIMIT)
-        except subprocess.TimeoutExpired:
-            if kind == 'random':
-                moment = self.find_moment(files)
-            killed = kill_ranks(self.directory, victims)
-            if killed < max(1, len(victims)) or killed == self.ranks:
-                # What has started them too, and what they have started.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(number if kind == 'random' else TIME_LIMIT)
+            if process.returncode is None:
+                if kind == 'random':
+                    moment = self.find_moment(files)
+                killed = kill_ranks(self.directory, victims)
+                if killed < max(1, len(victims)) or killed == self.ranks:
+                    # What has started them too, and what they have started.
+                    os.killpg(process.pid, signal.SIGKILL)
+            self.wait(process)
+        finally:
+            if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-        self.wait(process)
+                process.wait()
         if process.returncode == 0:
             return None
         with contextlib.suppress(FileNotFoundError):
@@ -203,7 +214,12 @@ class Job:
         # mpiexec has an exit status of its own for a killed rank.
         status = -signal.SIGKILL if self.ranks == 1 else process.returncode
         if moment is None or process.returncode != status:
-            raise Failure('a training has failed, or not come to an end')
+            lines = (self.directory / 'output').read_text().splitlines()
+            raise Failure(
+                'a training has ended with status {}: {}'.format(
+                    process.returncode, lines[-1] if lines else ''
+                )
+            )
         return moment
 
     def start(self, kill):
@@ -238,7 +254,6 @@ class Job:
         ):
             if time.monotonic() > stop:
                 kill_ranks(self.directory, range(self.ranks))
-                os.killpg(process.pid, signal.SIGKILL)
                 raise Failure('a killed training has not come to an end')
             time.sleep(0.02)
 
@@ -307,7 +322,7 @@ class Draw:
         draw = self.random
         number = {
             'random': draw.uniform(0, self.seconds),
-            'snapshot': (draw.randrange(EPOCHS), draw.randrange(self.size)),
+            'snapshot': (draw.randrange(EPOCHS), draw.randint(1, self.size)),
             'step': draw.randint(1, self.steps),
         }[kind]
         victims = [[rank] for rank in range(self.ranks)]

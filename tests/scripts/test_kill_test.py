@@ -89,7 +89,11 @@ numpy.savez(out / 'model.npz', w=w)
         ('.copy()', ' * (1 + 2**-52)', 'w of model.npz differs'),
         ('.copy()', '.astype("f")', 'w of model.npz differs'),
         ('rmtree(path)', 'os', 'there are the files '),
-        ('os.path.join(d, name)', 'str(out / name)', 'has failed'),
+        (
+            'os.path.join(d, name)',
+            'str(out / name)',
+            'has ended with status 1: ',
+        ),
     ],
 )
 def test_stand_in(tmp_path, old, new, words):
