@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 import subprocess
 import sys
@@ -7,10 +8,11 @@ import pytest
 SCRIPTS = Path(__file__).parents[2] / 'scripts'
 
 
-def run(code, *args):
+def run(directory, code, *args):
     return subprocess.run(
         [sys.executable, '-c', 'import kill_test\n' + code, *args],
         cwd=str(SCRIPTS),
+        env={**os.environ, 'TMPDIR': str(directory)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -18,7 +20,6 @@ def run(code, *args):
 
 
 TRAIN = """
-import shutil
 kill_test.TRAIN_ARGS = (
     '--dataset', 'sample', '-e', 2, '-u', 20, '--out-units', 5, '-b', 1000
 )
@@ -29,13 +30,11 @@ print(job.run('snapshot', (1, 5000), [0]))
 print(*(p.stat().st_size for p in job.out.glob('tmp*/snapshot_epoch_2')))
 print(job.run())
 print(kill_test.find_difference(job.out, undisturbed.out))
-shutil.rmtree(undisturbed.directory)
-shutil.rmtree(job.directory)
 """
 
 
-def test_training_that_is_killed():
-    result = run(TRAIN)
+def test_training_that_is_killed(tmp_path):
+    result = run(tmp_path, TRAIN)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
         'None',
@@ -102,7 +101,7 @@ def test_stand_in(tmp_path, old, new, words):
     path.write_text(STAND_IN.replace(old, new) if old else STAND_IN)
     code = 'kill_test.SCRIPT = {!r}\nkill_test.main()'.format(str(path))
     args = ('--random', '1', '--snapshot', '2', '--step', '4')
-    result = run(code, *args)
+    result = run(tmp_path, code, *args)
     if words is None:
         assert result.returncode == 0, result.stderr
         assert 'random: 1\n' in result.stdout
