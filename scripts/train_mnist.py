@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import functools
 import io
+import json
 import os
 import pathlib
 import re
@@ -110,6 +111,30 @@ class StopTrigger(training.triggers.IntervalTrigger):
 
     def __call__(self, trainer):
         return trainer.updater.epoch >= self.period
+
+
+class LogReport(extensions.LogReport):
+    """Chainer's log, written by way of a directory that has its own name.
+
+    Chainer's temporary ones, such as ``log_archive``, cannot be told from
+    what somebody else has put there.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._log_name = None  # so that Chainer writes nothing
+
+    def __call__(self, trainer):
+        length = len(self.log)
+        super().__call__(trainer)
+        if len(self.log) > length:
+            with chainer.utils.tempdir(
+                prefix='tmplog', dir=trainer.out
+            ) as directory:
+                path = os.path.join(directory, 'log')
+                with open(path, 'w') as file:
+                    json.dump(self.log, file, indent=4)
+                os.replace(path, os.path.join(trainer.out, 'log'))
 
 
 class PrintReport(extensions.PrintReport):
@@ -334,6 +359,14 @@ def find_snapshots(out):
     return sorted(times, key=times.__getitem__, reverse=True)
 
 
+def remove_old_snapshots(out):
+    """Removes all snapshots but the newest two."""
+    # Chainer's n_retains would remove a snapshot_epoch_1.bak, too.
+    for path in find_snapshots(out)[2:]:
+        with contextlib.suppress(FileNotFoundError):  # by another run
+            os.remove(path)
+
+
 def load_snapshot(path, trainer, comm=distributed.ONE_RANK):
     """Loads a snapshot, or raises an error that says why it cannot.
 
@@ -413,7 +446,7 @@ def prepare_out(out):
     if fcntl is None:
         return
     directory = os.open(out, os.O_RDONLY)
-    pattern = r'tmp(snapshot_epoch_\d+|model\.npz)[a-z0-9_]{8}'
+    pattern = r'tmp(snapshot_epoch_\d+|model\.npz|log)[a-z0-9_]{8}'
     # Not every file system has locks.
     with contextlib.suppress(OSError):
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -537,7 +570,7 @@ def make_trainer(args, device, train, test, description, comm):
     trainer.extend(
         extensions.DumpGraph('main/loss'), priority=training.PRIORITY_WRITER
     )
-    trainer.extend(extensions.LogReport())
+    trainer.extend(LogReport())
     # It does nothing where there is no matplotlib, but is part of snapshots.
     warnings.filterwarnings('ignore', 'matplotlib is not installed')
     for kind in ('loss', 'accuracy'):
@@ -561,10 +594,7 @@ def make_trainer(args, device, train, test, description, comm):
 
     def take_snapshot(trainer):
         snapshot(trainer)
-        # Chainer's n_retains would remove a snapshot_epoch_1.bak, too.
-        for path in find_snapshots(trainer.out)[2:]:
-            with contextlib.suppress(FileNotFoundError):  # by another run
-                os.remove(path)
+        remove_old_snapshots(trainer.out)
 
     # The name is a part of the snapshots' entries.
     trainer.extend(
@@ -673,6 +703,9 @@ def main():
         # Chainer would print a traceback before it raises the error.
         trainer.run(show_loop_exception_msg=False)
         if comm.rank == 0:
+            # A run that was killed when it had taken its last snapshot may
+            # have left one too many, and this one has taken none.
+            remove_old_snapshots(args.out)
             extensions.snapshot_object(model, 'model.npz', savefun=save_npz)(
                 trainer
             )

@@ -297,6 +297,18 @@ def test_autoload_without_a_snapshot_starts_anew(tmp_path, trained):
         numpy.testing.assert_array_equal(actual[name], array)
 
 
+def test_two_snapshots_stay_of_a_killed_run(tmp_path, trained):
+    args, out = trained
+    shutil.copytree(out, tmp_path / 'out')
+    # It was killed between taking the last one and removing the first.
+    oldest = tmp_path / 'out' / 'snapshot_epoch_0'
+    shutil.copy(out / 'snapshot_epoch_1', oldest)
+    os.utime(oldest, (0, 0))
+    result = train(*args, '-e', 2, '--out', tmp_path / 'out', '--autoload')
+    assert result.returncode == 0, result.stderr
+    assert sorted(os.listdir(tmp_path / 'out')) == sorted(os.listdir(out))
+
+
 def test_matplotlib_comes_between_two_runs(tmp_path, trained):
     args, out = trained
     (tmp_path / 'matplotlib.py').write_text('raise ImportError')
@@ -378,7 +390,11 @@ def test_programming_error_gives_its_traceback(tmp_path, trained):
 
 @pytest.mark.parametrize('other_run', [False, True])
 def test_leftovers_of_killed_runs(tmp_path, trained, other_run):
-    leftovers = {'tmpsnapshot_epoch_3abcd_123', 'tmpmodel.npz12345678'}
+    leftovers = {
+        'tmpsnapshot_epoch_3abcd_123',
+        'tmpmodel.npz12345678',
+        'tmplogabcd_123',
+    }
     others = {'tmpsnapshot_epoch_notes', 'tmp', 'log_archive'}
     for name in leftovers | others:
         (tmp_path / name).mkdir()
