@@ -195,6 +195,18 @@ TRAIN_ARGS = argparse.Namespace(
 WEIGHTS = 'updater/model:main'
 
 
+class _Plot(extensions.PlotReport):
+    def __call__(self, trainer):
+        for key in self._y_keys:
+            self._data[key].append((trainer.updater.epoch, 0.5))
+            numpy.array(self._data[key], 'd')[:, :2]
+
+
+class _Graph(extensions.DumpGraph):
+    def __call__(self, trainer):
+        pass
+
+
 def _make_trainer(directory, epoch=TRAIN_ARGS.epoch):
     random = numpy.random.RandomState(0)
     train, test = (
@@ -207,14 +219,12 @@ def _make_trainer(directory, epoch=TRAIN_ARGS.epoch):
     args.epoch, args.out = epoch, os.path.join(directory, 'out')
     device = chainer.get_device('@numpy')
     trainer = train_mnist.make_trainer(args, device, train, test, '')
-    for name in list(trainer._extensions):
-        # They draw, which takes a while.
-        if name == 'DumpGraph' or 'PlotReport' in name:
-            trainer.get_extension(name).__class__ = type(
-                'Idle',
-                (type(trainer.get_extension(name)),),
-                {'__call__': lambda self, trainer: None},
-            )
+    for entry in trainer._extensions.values():
+        # Drawing takes a while.
+        if isinstance(entry.extension, extensions.PlotReport):
+            entry.extension.__class__ = _Plot
+        elif isinstance(entry.extension, extensions.DumpGraph):
+            entry.extension.__class__ = _Graph
     return trainer
 
 
