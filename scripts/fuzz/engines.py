@@ -138,13 +138,14 @@ def run_hypothesis(name, args, corpus, grown, send):
     )
     known = set()
     start = time.monotonic()
+    end = start + args.seconds
     seed = args.seed
     # Hypothesis has no limit of time, and slows down in a long run.
     while True:
         number = 1000
         if args.inputs:
             number = min(number, args.inputs - trial.inputs)
-        elif time.monotonic() - start > args.seconds:
+        elif time.monotonic() > end:
             number = 0
         if number <= 0:
             break
@@ -159,6 +160,8 @@ def run_hypothesis(name, args, corpus, grown, send):
         )
         @hypothesis.given(inputs)
         def run(data):
+            if args.inputs is None and time.monotonic() > end:
+                return
             error, kind = trial(data)
             if kind is not None and kind not in known:
                 raise error
@@ -176,7 +179,9 @@ def run_atheris(name, args, corpus, grown, send):
     """Follows which branches an input takes, and keeps those of new ones."""
     import atheris
 
-    # What is under test, and where it decides.
+    # What is under test, and where it decides. Some of it is there already.
+    for module in ('argparse', 'gzip', 'zipfile'):
+        sys.modules.pop(module, None)
     with atheris.instrument_imports(
         include=[
             'chainer_shared_patch',
@@ -216,7 +221,7 @@ def run_atheris(name, args, corpus, grown, send):
     arguments = [
         sys.argv[0],
         '-seed={}'.format(args.seed or 2**32 - 1),  # 0 is one of its choice
-        '-max_len=4096',
+        '-max_len=8192',
         '-timeout=0',
         '-handle_alrm=0',
         '-rss_limit_mb=0',

@@ -422,8 +422,13 @@ def read_environment(data, directory):
     """Three variables, and the number alone."""
     values = [os.fsdecode(value) for value in data.split(b'\0')]
     number = values[0]
-    # Python itself reads no more digits than this.
-    is_number = re.fullmatch('[0-9]{1,4300}', number) and set(number) != {'0'}
+    # Python may read only so many digits.
+    limit = getattr(sys, 'get_int_max_str_digits', lambda: 0)() or math.inf
+    is_number = (
+        re.fullmatch('[0-9]+', number)
+        and set(number) != {'0'}
+        and len(number) <= limit
+    )
     try:
         check(config.parse_common_num(number, 'x') == int(number), number)
         check(is_number, number)
