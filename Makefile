@@ -7,6 +7,7 @@
 
 VENV := .venv
 EPOCHS ?= 20
+SECONDS ?= 60
 DATASET ?= auto
 ARGS ?=
 # A shell expands nothing in them where they come from its environment.
@@ -32,12 +33,13 @@ export PIP_BUILD_CONSTRAINT := \
     $(strip $(PIP_BUILD_CONSTRAINT) build-constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train test benchmark compare test-gpu wheels test-kernels test-all \
+.PHONY: help train test fuzz benchmark compare test-gpu wheels test-kernels test-all \
     lint format clean
 
 help:
 	@echo 'make train        train the network of the article on MNIST'
 	@echo 'make test         run the tests'
+	@echo 'make fuzz         try inputs of any kind for SECONDS per target and engine'
 	@echo 'make benchmark    compare the speed with that of the alternatives'
 	@echo 'make compare      compare accuracy and size with those of the alternatives'
 	@echo 'make test-gpu     run the tests that need CuPy and a GPU'
@@ -54,6 +56,10 @@ train: $(VENV)/installed-plot
 
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest --numprocesses auto $(ARGS)
+
+fuzz: $(VENV)/installed-fuzz
+	$(VENV)/bin/python scripts/fuzz --seconds $(SECONDS) \
+	    --out="$${OUT:-result-fuzz}" $(ARGS)
 
 benchmark: $(VENV)/installed-benchmark,onnx
 	$(VENV)/bin/python scripts/benchmark --dataset="$$DATASET" \

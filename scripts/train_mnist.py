@@ -381,9 +381,11 @@ def load_snapshot(path, trainer):
         # A snapshot is the last that is done at the end of an epoch.
         detail = trainer.updater.epoch_detail
         for name, array in arrays.items():
-            if re.match('extension.*/previous_epoch_detail', name):
-                if array != detail:
-                    raise ValueError('its {} is not {}'.format(name, detail))
+            is_trigger = re.fullmatch(
+                'extension.*/previous_epoch_detail', name
+            )
+            if is_trigger and array != detail:
+                raise ValueError('its {} is not {}'.format(name, detail))
     except Exception as error:  # whatever NumPy makes of other files
         reason = 'it lacks ' if isinstance(error, KeyError) else ''
         reason += ' '.join(str(error).split())

@@ -8,6 +8,7 @@ the code, where it is installed, and Hypothesis.
 """
 
 import argparse
+import hashlib
 import importlib.util
 import os
 from pathlib import Path
@@ -16,7 +17,7 @@ import sys
 # The processes of the engines inherit these paths.
 sys.path.append(str(Path(__file__).resolve().parent))
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from engines import ENGINES, Trial, run
+from engines import ENGINES, Trial, minimise, read_corpus, run
 
 CORPUS = Path(__file__).resolve().parents[2] / 'tests/scripts/fuzz_corpus'
 TARGETS = (
@@ -77,6 +78,14 @@ def parse_args():
         metavar='FILE',
         help='try only these files, of one target, and show the tracebacks',
     )
+    add(
+        '--minimise',
+        type=int,
+        metavar='N',
+        help='only choose at most N files of each corpus that has grown in '
+        '--out, of as many branches as possible, in place of those in '
+        '--corpus',
+    )
     args = parser.parse_args()
     args.targets = args.targets or list(TARGETS)
     unknown = set(args.targets).difference(TARGETS)
@@ -108,8 +117,28 @@ def replay(name, paths):
         print('{}: {}'.format(path, trial.target(data, trial.directory.name)))
 
 
+def keep(name, args):
+    """Replaces a corpus by the best of what has grown from it."""
+    corpus = Path(args.corpus, name)
+    corpus.mkdir(parents=True, exist_ok=True)
+    contents = read_corpus(os.path.join(args.out, 'corpus', name))
+    contents += read_corpus(corpus)
+    chosen = minimise(name, contents, args.minimise)
+    for path in corpus.iterdir():
+        path.unlink()
+    for content in chosen:
+        digest = hashlib.sha1(content).hexdigest()[:12]
+        (corpus / digest).write_bytes(content)
+    size = sum(map(len, chosen))
+    print('{}: {} files, {:,} bytes'.format(name, len(chosen), size))
+
+
 def main():
     args = parse_args()
+    if args.minimise:
+        for name in args.targets:
+            keep(name, args)
+        return
     if args.replay:
         replay(args.targets[0], args.replay)
         return
@@ -118,8 +147,8 @@ def main():
     if 'atheris' in engines and not find_atheris():
         engines.remove('atheris')
         print(
-            'atheris is not installed (it has wheels for Linux and Python '
-            '3.11 to 3.13); Hypothesis alone runs'
+            'atheris is not installed (it has wheels for Linux on x86_64 and '
+            'Python 3.11 to 3.13); Hypothesis alone runs'
         )
     total = 0
     findings = []

@@ -106,7 +106,70 @@ def _make_trial(name, out, engine):
     return Trial(targets.TARGETS[name], out, name + '-' + engine)
 
 
-def _read_corpus(directory):
+def minimise(name, contents, number):
+    """Chooses inputs that take all branches that the others take.
+
+    Args:
+        name (str): The target.
+        contents (list): The inputs.
+        number (int): How many to choose at the most.
+
+    Returns:
+        list: The inputs chosen, those of the most new branches first.
+
+    """
+    import targets
+
+    target = targets.TARGETS[name]
+    left = {}
+    with tempfile.TemporaryDirectory() as directory:
+        target(b'', directory)  # what it does once is none of an input's
+        for content in set(contents):
+            tracer = _Tracer()
+            sys.settrace(tracer.enter)
+            try:
+                outcome = target(content, directory)
+            finally:
+                sys.settrace(None)
+            left[content] = {outcome, *tracer.branches}
+    chosen = []
+    while left and len(chosen) < number:
+        # Of as many branches, the shortest.
+        best = max(left, key=lambda c: (len(left[c]), -len(c), c))
+        covered = left.pop(best)
+        if not covered:
+            break
+        chosen.append(best)
+        for branches in left.values():
+            branches -= covered
+    return chosen
+
+
+class _Tracer:
+    """Collects pairs of lines of this repository that follow each other."""
+
+    ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+
+    def __init__(self):
+        self.branches = set()
+
+    def enter(self, frame, event, argument):
+        name = frame.f_code.co_filename
+        if not name.startswith(self.ROOT) or 'site-packages' in name:
+            return None
+        last = 0
+
+        def follow(frame, event, argument):
+            nonlocal last
+            if event == 'line':
+                self.branches.add((name, last, frame.f_lineno))
+                last = frame.f_lineno
+            return follow
+
+        return follow
+
+
+def read_corpus(directory):
     """Returns the files of a directory, in the order of their names."""
     contents = []
     for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
@@ -242,7 +305,7 @@ def run(engine, name, args):
         for directory in (args.corpus, os.path.join(args.out, 'corpus'))
     )
     os.makedirs(grown, exist_ok=True)
-    contents = _read_corpus(corpus) if os.path.isdir(corpus) else []
+    contents = read_corpus(corpus) if os.path.isdir(corpus) else []
     context = multiprocessing.get_context('spawn')
     receiver, sender = context.Pipe(duplex=False)
     log = os.path.join(args.out, '{}-{}.log'.format(name, engine))

@@ -23,12 +23,12 @@ import zipfile
 import zlib
 
 import chainer_shared_patch
+from chainer_shared_patch import SharedLinear, __main__, config
 import chainer
 import chainer.functions as F
 import chainer.links as L
 from chainer.training import extensions
 from chainer.utils.type_check import InvalidType
-from chainer_shared_patch import SharedLinear, __main__, config, patched
 from chainer_shared_patch.compat import mnist
 import numpy
 
@@ -385,8 +385,9 @@ def _change_values(choices, array):
     if isinstance(position, int):
         position %= max(1, flat.size)
     with numpy.errstate(all='ignore'):
-        with warnings.catch_warnings(), contextlib.suppress(
-            IndexError, OverflowError, ValueError
+        with (
+            warnings.catch_warnings(),
+            contextlib.suppress(IndexError, OverflowError, ValueError),
         ):
             warnings.simplefilter('ignore')
             flat[position] = value
