@@ -125,7 +125,8 @@ def keep(name, args):
     contents += read_corpus(corpus)
     chosen = minimise(name, contents, args.minimise)
     for path in corpus.iterdir():
-        path.unlink()
+        if not path.name.startswith('finding-'):
+            path.unlink()
     for content in chosen:
         digest = hashlib.sha1(content).hexdigest()[:12]
         (corpus / digest).write_bytes(content)

@@ -131,7 +131,7 @@ def minimise(name, contents, number):
                 outcome = target(content, directory)
             finally:
                 sys.settrace(None)
-            left[content] = {outcome, *tracer.branches}
+            left[content] = {outcome, *tracer.branches()}
     chosen = []
     while left and len(chosen) < number:
         # Of as many branches, the shortest.
@@ -146,27 +146,30 @@ def minimise(name, contents, number):
 
 
 class _Tracer:
-    """Collects pairs of lines of this repository that follow each other."""
-
-    ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    """Counts pairs of lines that follow each other in a function."""
 
     def __init__(self):
-        self.branches = set()
+        self.counts = collections.Counter()
 
     def enter(self, frame, event, argument):
-        name = frame.f_code.co_filename
-        if not name.startswith(self.ROOT) or 'site-packages' in name:
-            return None
+        code = frame.f_code
         last = 0
 
         def follow(frame, event, argument):
             nonlocal last
             if event == 'line':
-                self.branches.add((name, last, frame.f_lineno))
+                self.counts[code, last, frame.f_lineno] += 1
                 last = frame.f_lineno
             return follow
 
         return follow
+
+    def branches(self):
+        """Twice is another branch than once, and four times another."""
+        return {
+            (branch, count.bit_length())
+            for branch, count in self.counts.items()
+        }
 
 
 def read_corpus(directory):
@@ -285,6 +288,7 @@ def run_atheris(name, args, corpus, grown, send):
         sys.argv[0],
         '-seed={}'.format(args.seed or 2**32 - 1),  # 0 is one of its choice
         '-max_len=8192',
+        '-len_control=0',
         '-timeout=0',
         '-handle_alrm=0',
         '-rss_limit_mb=0',

@@ -130,7 +130,7 @@ def _make_idx(choices, ndim):
         header += choices.of(*[b'\0\0\0\x1c' * 2] * 3, other)
     size = number * (784 if header[3] == 3 else 1)
     size += choices.of(0, 0, 0, 1, -1, choices.below(256))
-    pattern = choices.take(choices.below(16)) or b'\0'
+    pattern = choices.take(choices.below(16)) or bytes(range(10))
     if choices.of(True, True, False):
         pattern = bytes(byte % 10 for byte in pattern)
     content = header + (pattern * max(size, 1))[: max(size, 0)]
