@@ -7,6 +7,7 @@
 
 VENV := .venv
 EPOCHS ?= 20
+SECONDS ?= 60
 DATASET ?= auto
 RANKS ?= 2
 ARGS ?=
@@ -33,7 +34,7 @@ export PIP_BUILD_CONSTRAINT := \
     $(strip $(PIP_BUILD_CONSTRAINT) build-constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train train-distributed test benchmark compare test-gpu wheels \
+.PHONY: help train train-distributed test fuzz benchmark compare test-gpu wheels \
     test-kernels test-all lint format audit dist smoke clean
 
 help:
@@ -41,6 +42,7 @@ help:
 	@echo 'make train-distributed'
 	@echo '                  train it on RANKS=2 processes'
 	@echo 'make test         run the tests'
+	@echo 'make fuzz         try inputs of any kind for SECONDS per target and engine'
 	@echo 'make benchmark    compare the speed with that of the alternatives'
 	@echo 'make compare      compare accuracy and size with those of the alternatives'
 	@echo 'make test-gpu     run the tests that need CuPy and a GPU'
@@ -69,6 +71,10 @@ train-distributed: $(VENV)/installed-plot,mpi
 
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest --numprocesses auto $(ARGS)
+
+fuzz: $(VENV)/installed-fuzz
+	$(VENV)/bin/python scripts/fuzz --seconds $(SECONDS) \
+	    --out="$${OUT:-result-fuzz}" $(ARGS)
 
 benchmark: $(VENV)/installed-benchmark,onnx
 	$(VENV)/bin/python scripts/benchmark --dataset="$$DATASET" \

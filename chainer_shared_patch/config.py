@@ -14,6 +14,7 @@ for all threads and ``chainer.config`` that of the current one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -41,8 +42,11 @@ def check_common_num(value: Any, setting: str) -> int:
 
 def parse_common_num(text: str, setting: str) -> int:
     """Returns the number in ``text``, or raises an error as above."""
-    decimal = text.isascii() and text.isdigit()
-    return check_common_num(int(text) if decimal else text, setting)
+    value: Any = text
+    if text.isascii() and text.isdigit():
+        with contextlib.suppress(ValueError):  # of thousands of digits
+            value = int(text)
+    return check_common_num(value, setting)
 
 
 def check_shared_algorithm(value: Any, setting: str) -> str:

@@ -367,6 +367,23 @@ def remove_old_snapshots(out):
             os.remove(path)
 
 
+def check_reports(trainer):
+    """Raises an error if the log or the plots are not those of a training."""
+    epoch = trainer.updater.epoch
+    log = trainer.get_extension('LogReport').log
+    rows = [[entry[key] for key in PrintReport.COLUMNS] for entry in log]
+    if [row[0] for row in rows] != list(range(1, epoch + 1)) or not rows:
+        raise ValueError('its log is not that of {} epochs'.format(epoch))
+    for name in ('PlotReport', 'PlotReport_1'):
+        extension = trainer.get_extension(name)
+        for key in extension._y_keys:
+            rows += [[x, y] for x, y in extension._data[key]]
+    for number in (number for row in rows for number in row):
+        if not isinstance(number, (int, float)):
+            raise ValueError('its log or plots hold {!r}'.format(number))
+        float(number)  # an integer may be too large
+
+
 def load_snapshot(path, trainer, comm=distributed.ONE_RANK):
     """Loads a snapshot, or raises an error that says why it cannot.
 
@@ -426,6 +443,16 @@ def load_snapshot(path, trainer, comm=distributed.ONE_RANK):
         ):
             raise ValueError('its counts are not those of any training')
         chainer.serializers.NpzDeserializer(arrays).load(trainer)
+        if comm.rank == 0:
+            check_reports(trainer)
+        # A snapshot is the last that is done at the end of an epoch.
+        detail = trainer.updater.epoch_detail
+        for name, array in arrays.items():
+            is_trigger = re.fullmatch(
+                'extension.*/previous_epoch_detail', name
+            )
+            if is_trigger and array != detail:
+                raise ValueError('its {} is not {}'.format(name, detail))
     except Exception as caught:  # whatever NumPy makes of other files
         reason = 'it lacks ' if isinstance(caught, KeyError) else ''
         reason += ' '.join(str(caught).split())

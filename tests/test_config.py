@@ -70,6 +70,15 @@ def test_using_config_holds_for_one_thread():
     assert results == [1]
 
 
+@pytest.mark.parametrize('text', ['0', '1' * 5000, '\u0661', '1_0', ' 1'])
+def test_bad_text_of_a_number(text):
+    if text == '1' * 5000 and not hasattr(sys, 'set_int_max_str_digits'):
+        pytest.skip('this Python reads any number of digits')
+    with pytest.raises(ValueError, match='^SETTING must be an integer') as e:
+        config.parse_common_num(text, 'SETTING')
+    assert text in str(e.value)
+
+
 def run(code, **environment):
     return subprocess.run(
         [sys.executable, '-c', code],

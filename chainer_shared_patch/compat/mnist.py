@@ -73,7 +73,7 @@ def read_idx(path: str, sha256: Optional[str] = None) -> numpy.ndarray:
                     '28: it begins with {!r}'.format(path, MAX_IMAGES, header)
                 )
             size = shape[0] * 28 ** (len(shape) - 1)
-            body = file.read(size + 1)
+            body = _read_at_most(file, size + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(
             '{} is no whole gzip file: {}'.format(path, error)
@@ -99,6 +99,18 @@ def read_idx(path: str, sha256: Optional[str] = None) -> numpy.ndarray:
             )
         )
     return array
+
+
+def _read_at_most(file: Any, size: int) -> bytes:
+    """Reads by pieces: memory for all comes only with its bytes."""
+    pieces = []
+    while size:
+        piece = file.read(min(size, 2**20))
+        if not piece:
+            break
+        pieces.append(piece)
+        size -= len(piece)
+    return b''.join(pieces)
 
 
 def read_directory(directory: str, kind: str) -> dict[str, numpy.ndarray]:

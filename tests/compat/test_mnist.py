@@ -465,3 +465,18 @@ class TestReadDirectory:
             assert tracemalloc.get_traced_memory()[1] < 2**22
         finally:
             tracemalloc.stop()
+
+    @pytest.mark.parametrize('encode', [bytes, gzip.compress])
+    def test_header_that_promises_much(self, directory, encode):
+        """Memory comes with the bytes that are there."""
+        path = directory / 'train-images-idx3-ubyte'
+        header = make_idx(numpy.empty((0, 28, 28), 'u1'))
+        promise = struct.pack('>I', mnist.MAX_IMAGES)
+        path.write_bytes(encode(header[:4] + promise + header[8:]))
+        tracemalloc.start()
+        try:
+            with pytest.raises(ValueError, match='but holds 0'):
+                mnist.read_directory(str(directory), 'train')
+            assert tracemalloc.get_traced_memory()[1] < 2**22
+        finally:
+            tracemalloc.stop()

@@ -188,6 +188,10 @@ MOMENT = 'updater/optimizer:main/predictor/l2/W/m'
 WEIGHT = 'updater/model:main/predictor/l1/W'
 POSITION = 'updater/iterator:main/current_position'
 ORDER = 'updater/iterator:main/order'
+EPOCH = 'updater/iterator:main/epoch'
+LOG = 'extensions/LogReport/_log'
+PLOT = 'extensions/PlotReport/_plot_loss.png'
+TRIGGER = 'extension_triggers/PrintReport/previous_epoch_detail'
 
 
 def damage(arrays, evidence):
@@ -210,6 +214,12 @@ def damage(arrays, evidence):
         (POSITION, numpy.array(10**15), 'counts'),
         (ORDER, numpy.zeros_like(arrays[ORDER]), 'counts'),
         ('extensions/LogReport/_log', numpy.array('[{'), ''),
+        (LOG, numpy.array('[]'), 'log is not that of 2 epochs'),
+        (LOG, numpy.array('[1, 2]'), ''),
+        (LOG, numpy.array(re.sub(r'[\d.]+,', '"1",', str(arrays[LOG]))), ''),
+        (PLOT, numpy.array('{"main/loss": [1]}'), ''),
+        (EPOCH, numpy.array(-(10**15)), ''),
+        (TRIGGER, numpy.array(numpy.nan), TRIGGER + ' is not 2.0'),
     ):
         damaged = {**arrays, key: value}
         if value is None:
