@@ -552,7 +552,9 @@ def fail(error, comm=distributed.ONE_RANK):
     distributed.exit_all(comm, 1, message)
 
 
-def make_trainer(args, device, train, test, description, comm):
+def make_trainer(
+    args, device, train, test, description, comm=distributed.ONE_RANK
+):
     """Makes the trainer, the same at each call."""
     numpy.random.seed(args.seed)
     if device.xp is not numpy:
