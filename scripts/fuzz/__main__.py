@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import os
 from pathlib import Path
+import re
 import sys
 
 # The processes of the engines inherit these paths.
@@ -84,7 +85,7 @@ def parse_args():
         metavar='N',
         help='only choose at most N files of each corpus that has grown in '
         '--out, of as many branches as possible, in place of those in '
-        '--corpus',
+        '--corpus; files there that were named by hand stay',
     )
     args = parser.parse_args()
     args.targets = args.targets or list(TARGETS)
@@ -125,7 +126,7 @@ def keep(name, args):
     contents += read_corpus(corpus)
     chosen = minimise(name, contents, args.minimise)
     for path in corpus.iterdir():
-        if not path.name.startswith('finding-'):
+        if re.fullmatch('[0-9a-f]{12}', path.name):  # others stay
             path.unlink()
     for content in chosen:
         digest = hashlib.sha1(content).hexdigest()[:12]

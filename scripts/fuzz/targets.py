@@ -478,7 +478,7 @@ def parse_options(data, directory):
     """The runner's options, of which none of the program's is one."""
     choices = Choices(data)
     argv = []
-    while choices.data:
+    while choices.data and len(argv) < 12:
         if choices.of(True, True, True, False):
             argv.append(choices.of(*OPTIONS))
         else:

@@ -4,7 +4,7 @@ from pathlib import Path
 import subprocess
 import sys
 
-import chainer_shared_patch  # noqa: F401
+import chainer_shared_patch
 from chainer_shared_patch import config
 from chainer_shared_patch.compat import mnist
 import pytest
@@ -79,15 +79,31 @@ class TestPlantedDefect:
         self.check(targets, 'idx', tmp_path, AssertionError)
 
     @pytest.mark.parametrize(
-        'parse',
+        ('name', 'value'),
         [
-            lambda text, setting: int(text),
-            lambda text, setting: config.check_common_num(int(text), setting),
+            ('underscore', 10),
+            ('plus', 1),
+            ('space', 1),
+            ('arabic-digit', 1),
+            ('zeros', 0),
         ],
     )
-    def test_number(self, targets, tmp_path, monkeypatch, parse):
-        monkeypatch.setattr(config, 'parse_common_num', parse)
+    def test_number(self, targets, tmp_path, monkeypatch, name, value):
+        parse = config.parse_common_num
+
+        def parse_more(text, setting):
+            if text.encode() == (CORPUS / 'environment' / name).read_bytes():
+                return value
+            return parse(text, setting)
+
+        monkeypatch.setattr(config, 'parse_common_num', parse_more)
         self.check(targets, 'environment', tmp_path, AssertionError)
+
+    def test_option_of_the_program(self, targets, tmp_path, monkeypatch):
+        parser = targets.__main__._make_parser()
+        parser._actions[-1].nargs = '*'
+        monkeypatch.setattr(targets.__main__, '_make_parser', lambda: parser)
+        self.check(targets, 'options', tmp_path, AssertionError)
 
     def test_snapshot_that_is_not_checked(
         self, targets, tmp_path, monkeypatch
@@ -159,27 +175,31 @@ class TestTrial:
         assert len(engines.minimise('environment', contents, 1)) == 1
 
 
-def test_defect_is_reported_and_replayed(tmp_path):
+def test_defect_is_reported_and_replayed(targets, tmp_path):
     # Without the patch, what should be shared is refused.
     options = ('linear', '--engine', 'hypothesis', '--out', tmp_path)
-    result = fuzz(*options, '-n', 30, CHAINER_SHARED_PATCH='0')
+    result = fuzz(*options, '-n', 10, CHAINER_SHARED_PATCH='0')
     assert result.returncode == 1, result.stderr
     lines = result.stdout.splitlines()
     assert 'finding' in lines[1]
     (path,) = tmp_path.glob('linear-hypothesis-*')
     assert 'linear: {}'.format(path) in lines
-    replay = ('linear', '--replay', path)
-    result = fuzz(*replay, CHAINER_SHARED_PATCH='0')
-    assert result.returncode == 1
-    assert 'AssertionError' in result.stderr
-    result = fuzz(*replay)
+    result = fuzz('linear', '--replay', path)
     assert result.stdout == '{}: accepted\n'.format(path)
+    chainer_shared_patch.uninstall()
+    with pytest.raises(AssertionError):
+        targets.TARGETS['linear'](path.read_bytes(), str(tmp_path))
 
-    result = fuzz(*options, '-n', 30, '--seed', 5)
+
+def test_report(tmp_path):
+    result = fuzz(
+        *('environment', '--engine', 'hypothesis', '--out', tmp_path),
+        *('--inputs', 30, '--seed', 5),
+    )
     assert result.returncode == 0, result.stdout
-    row = result.stdout.splitlines()[-2].split()
-    assert row[:4] == ['linear', 'hypothesis', '30', '5']
-    assert result.stdout.endswith('30 inputs, 0 findings\n')
+    _, row, total = result.stdout.splitlines()
+    assert row.split()[:4] == ['environment', 'hypothesis', '30', '5']
+    assert total == '30 inputs, 0 findings'
 
 
 def test_unknown_target():
