@@ -214,11 +214,15 @@ class TestPatched:
         self, originals, monkeypatch
     ):
         with monkeypatch.context() as m:
-            with pytest.warns(RuntimeWarning, match='LinearFunction.forward'):
+            with pytest.warns(
+                RuntimeWarning, match='LinearFunction.forward'
+            ) as warnings:
                 with pytest.raises(ZeroDivisionError):
                     with patched():
                         m.setattr(LinearFunction, 'forward', lambda: None)
                         raise ZeroDivisionError
+            # It points to the statement.
+            assert warnings[0].filename == __file__
             with pytest.raises(RuntimeError, match='LinearFunction.forward'):
                 with patched():
                     pass
