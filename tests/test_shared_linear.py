@@ -333,6 +333,7 @@ class TestArguments:
             ([True, False] * 3, 'its dtype is bool'),
             ([[0, 1, 2], [3, 4, 5]], r'its shape is \(2, 3\)'),
             ([0, 1, 2, 4, 4, 5], '3 is missing'),
+            ([0, 1, 1, 1, 4, 4], '2 is missing'),
             ([1, 2, 3, 4, 5, 6], '0 is missing'),
             ([0, 1, 2, 3, 4, -1], '5 is missing'),
         ],
@@ -382,6 +383,8 @@ class TestArguments:
             'SharedLinear(in_size=6, out_size=5, nobias=True, common_num=3, '
             'order=[4 0 3 5 1 2])'
         )
+        link = SharedLinear(8, OUT, common_num=2, order=range(8))
+        assert 'order=[0 1 2 3 4 5 6 7]' in str(link)
         link = SharedLinear(OUT, common_num=10, order='interleaved')
         assert repr(link) == str(link)
         assert 'in_size=None' in str(link)
@@ -603,6 +606,18 @@ class TestCopies:
         x = random.randn(BATCH, N * K)
         numpy.testing.assert_array_equal(target(x).array, source(x).array)
         assert str(target) == str(source)
+
+    def test_copyparams_copies_what_a_subclass_has(self):
+        class Counting(SharedLinear):
+            def __init__(self, calls):
+                super().__init__(N * K, OUT, common_num=N)
+                self.add_persistent('calls', numpy.array(calls))
+
+        target = Counting(0)
+        target.copyparams(Counting(1), copy_persistent=False)
+        assert target.calls == 0
+        target.copyparams(Counting(2))
+        assert target.calls == 2
 
     @pytest.mark.parametrize(
         'make',
