@@ -5,7 +5,7 @@ import pickle
 import re
 import zipfile
 
-from chainer_shared_patch import functions, uninstall
+from chainer_shared_patch import functions, links, uninstall
 import chainer
 import chainer.functions as F
 import chainer.links as L
@@ -540,6 +540,22 @@ class TestWeightsOfAnotherWidth:
         assert '{}'.format((OUT, 5)) in message
         assert '{}'.format((OUT, 3)) in message
         assert 'shared' not in message
+
+    def test_no_width_is_refused(self, tmp_path):
+        path = str(tmp_path / 'link.npz')
+        numpy.savez(path, W=numpy.zeros((OUT, 0)), b=numpy.zeros(OUT))
+        message = r'\(4, 0\) into a Linear whose W has the shape \(4, 2\)$'
+        with pytest.raises(ValueError, match=message):
+            load_npz(path, L.Linear(K, OUT))
+
+    def test_serialize_presents_itself_as_the_original(self):
+        def original(self, serializer):
+            """What Chainer says of it."""
+
+        method = links.make_serialize(original)
+        assert method.__doc__ == 'What Chainer says of it.'
+        assert method.__qualname__ == original.__qualname__
+        assert method.__module__ == original.__module__
 
     def test_within_a_chain(self, tmp_path):
         with pytest.raises(ValueError, match='shared by 3 blocks'):
