@@ -385,6 +385,8 @@ class TestArguments:
         )
         link = SharedLinear(8, OUT, common_num=2, order=range(8))
         assert 'order=[0 1 2 3 4 5 6 7]' in str(link)
+        link = SharedLinear(9, OUT, common_num=3, order=range(9))
+        assert 'order=[0 1 2 ... 6 7 8]' in str(link)
         link = SharedLinear(OUT, common_num=10, order='interleaved')
         assert repr(link) == str(link)
         assert 'in_size=None' in str(link)
