@@ -981,11 +981,17 @@ class TestFold:
         class Silent(MLP):
             def forward(self, x):
                 super().forward(x)
+                return len(x)
 
         model = Silent()
         before = state_of(model)
-        with pytest.raises(ValueError, match='returns no arrays: None'):
-            share(model, {'/l2': 2}, inputs=x, fold={'/l2': '/l1'})
+        with pytest.raises(ValueError, match='returns no arrays: 5$'):
+            share(
+                model,
+                {'/l2': 2},
+                inputs=[x[:5], x[5:]],
+                fold={'/l2': '/l1'},
+            )
         assert state_of(model) == before
 
 

@@ -281,6 +281,7 @@ class TestWrongInput:
         link = make_link(in_size=1, common_num=1)
         with pytest.raises(InvalidType, match='x.ndim == 2'):
             link(numpy.zeros(3))
+        assert link(numpy.zeros((3, 4)), n_batch_axes=2).shape == (3, 4, OUT)
 
     def test_n_batch_axes(self):
         with pytest.raises(ValueError, match='n_batch_axes .* but is 0'):
