@@ -35,7 +35,7 @@ export PIP_BUILD_CONSTRAINT := \
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help train train-distributed test fuzz benchmark compare test-gpu wheels \
-    test-kernels test-all lint format audit dist smoke clean
+    test-kernels test-all mutation lint format audit dist smoke clean
 
 help:
 	@echo 'make train        train the network of the article on MNIST'
@@ -49,6 +49,7 @@ help:
 	@echo 'make wheels       collect what scripts/check_gpu.sh needs'
 	@echo 'make test-kernels run the arithmetic tests with each BLAS kernel'
 	@echo 'make test-all     run all tests, with several versions of Python and NumPy'
+	@echo 'make mutation     look for changes of the code that no test notices (hours)'
 	@echo 'make lint         check style and types'
 	@echo 'make format       format the code'
 	@echo 'make audit        check the licences and vulnerabilities of what is installed'
@@ -109,6 +110,15 @@ test-all: export PATH := \
     $(PATH)$(shell printf ':%s' "$$(pyenv root 2> /dev/null)"/versions/*/bin)
 test-all: $(VENV)/installed-dev test-kernels
 	$(VENV)/bin/tox run $(ARGS)
+
+# It changes the files of the package while it runs, and changes them back.
+mutation: SESSION := build/mutation.sqlite
+mutation: $(VENV)/installed-mutation test
+	mkdir -p build
+	$(VENV)/bin/cosmic-ray init --force mutation.toml $(SESSION)
+	$(VENV)/bin/cr-filter-operators $(SESSION) mutation.toml
+	$(VENV)/bin/cosmic-ray exec mutation.toml $(SESSION)
+	$(VENV)/bin/cr-report --surviving-only --show-diff $(SESSION)
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

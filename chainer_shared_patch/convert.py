@@ -242,7 +242,7 @@ def expand(model: chainer.Link) -> None:
     """
     links = {
         path: link
-        for path, link in model.namedlinks(skipself=True)
+        for path, link in model.namedlinks()
         if isinstance(link, SharedLinear)
     }
     if isinstance(model, SharedLinear):
@@ -461,7 +461,7 @@ def _check_link(model: chainer.Link, path: str, link: L.Linear) -> None:
 def _check_pairs(
     model: chainer.Link, layers: list[_Layer], fold: Mapping[str, str]
 ) -> Mapping[str, str]:
-    links = dict(model.namedlinks(skipself=True))
+    links = dict(model.namedlinks())
     orders = {layer.path: layer.order for layer in layers}
     for path, target in fold.items():
         pair = 'fold of share cannot fold {} into {}: '.format(path, target)
@@ -731,7 +731,7 @@ def _refit(
 def _fold(
     changes: _Changes, path: str, target: str, batches: list[tuple]
 ) -> None:
-    links = dict(changes.model.namedlinks(skipself=True))
+    links = dict(changes.model.namedlinks())
     link, before = links[path], links[target]
     order = link.order
     expected = _run(changes.model, batches, {})

@@ -387,9 +387,7 @@ class SharedLinear(L.Linear):
         super().copyparams(link, copy_persistent)
         if link.in_size is not None:
             self.in_size = link.in_size
-            self.order = link.order
-            if self.order is not None:
-                self.order = self.device.send(self.order)
+            self.order = self.device.send(link.order)
 
     def forward(self, x: Any, n_batch_axes: int = 1) -> chainer.Variable:
         """Applies the layer.
@@ -419,9 +417,7 @@ class SharedLinear(L.Linear):
         if self.in_size is None:
             self._initialize_params(columns)
         y = shared_linear(x, self.W, self.b, self.common_num, self.order)
-        if n_batch_axes > 1:
-            y = F.reshape(y, (*batch_shape, self.out_size))
-        return y
+        return F.reshape(y, (*batch_shape, self.out_size))
 
     def serialize(self, serializer: Any) -> None:
         serializer = _refuse_pickles(serializer)

@@ -50,6 +50,11 @@ def test_good_common_num(value):
     assert type(config.check_common_num(value, '')) is int
 
 
+@pytest.mark.parametrize('value', [1, numpy.int64(1)])
+def test_common_num_of_one(value):
+    assert config.check_common_num(value, '') == 1
+
+
 def test_global_config_holds_for_all_threads():
     chainer.global_config.common_num = 10
     results = []

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -839,6 +840,16 @@ class TestInputs:
         assert report.layers[0].output_error == pytest.approx(0, abs=1e-12)
         assert all(numpy.isfinite(a).all() for a in params_of(model))
 
+    def test_outputs_that_are_all_zero(self, random):
+        """There is nothing that their error could be relative to."""
+        model = chainer.Sequential(L.Linear(4, 1, nobias=True))
+        model[0].W.array[...] = [[1, -1, 0, 0]]
+        x = random.randn(5, 1) * numpy.array([1, 1, 1, 0])
+        (layer,) = share(model, 2, inputs=x, order='contiguous').layers
+        error = numpy.linalg.norm(model(x).array)
+        assert error > 0
+        assert layer.output_error == pytest.approx(error, rel=1e-6)
+
     def test_a_new_bias_has_an_update_rule_of_its_own(self, random, x):
         model = MLP(nobias=True)
         optimizer = optimizers.Adam().setup(model)
@@ -941,6 +952,21 @@ class TestFold:
         # Where nothing shows it, the user's word counts.
         share(model, {'/l2': 2}, fold={'/l2': '/l1'})
 
+    def test_roundings_do_not_matter(self, x):
+        class Rounding(MLP):
+            def forward(self, x):
+                h = F.relu(self.l1(x))
+                return self.l3(F.relu(self.l2(h))) + 1e-12 * h[:, :OUT]
+
+        model = Rounding()
+        share(model, {'/l2': 2}, inputs=x, fold={'/l2': '/l1'})
+        assert model.l2.order is None
+
+    def test_outputs_that_are_all_zero(self):
+        model = MLP(nobias=True)
+        share(model, {'/l2': 2}, inputs=0 * X, fold={'/l2': '/l1'})
+        assert model.l2.order is None
+
     def test_outputs_that_are_no_floats(self, x):
         class Labels(MLP):
             def forward(self, x):
@@ -955,11 +981,17 @@ class TestFold:
         class Silent(MLP):
             def forward(self, x):
                 super().forward(x)
+                return len(x)
 
         model = Silent()
         before = state_of(model)
-        with pytest.raises(ValueError, match='returns no arrays: None'):
-            share(model, {'/l2': 2}, inputs=x, fold={'/l2': '/l1'})
+        with pytest.raises(ValueError, match='returns no arrays: 5$'):
+            share(
+                model,
+                {'/l2': 2},
+                inputs=[x[:5], x[5:]],
+                fold={'/l2': '/l1'},
+            )
         assert state_of(model) == before
 
 
@@ -989,6 +1021,24 @@ class TestReport:
             '/b 10 1 2 0.00% /a',
             'The state of the optimizer was reset for /a/W, /b/W.',
         ]
+
+    def test_paths_start_and_numbers_end_in_line(self):
+        report = convert.ShareReport(
+            (
+                convert.SharedLayer('/a', 2, 1234, 5678, 0.5, 0.125, '/b/c'),
+                convert.SharedLayer('/b', 10, 1, 2, 0.0, 0.0, '/a'),
+            ),
+            (),
+        )
+        _, line, *rows = str(report).splitlines()
+        columns = [match.span() for match in re.finditer('-+', line)]
+        for row in rows:
+            path, *numbers, target = (
+                row.ljust(len(line))[slice(*column)] for column in columns
+            )
+            assert len(numbers) == 5
+            assert path[0] == target[0] == '/'
+            assert not any(number[-1].isspace() for number in numbers)
 
 
 def make_lazy(model):
@@ -1079,13 +1129,16 @@ ERRORS = {
     'inf in inputs': (nothing, {'inputs': X * numpy.inf}, '/l2 .* not finite'),
     'iterator': (nothing, {'inputs': chainer.iterators.SerialIterator(X, 2)},
                  'not a SerialIterator'),
-    'examples with labels': (nothing, {'inputs': [(X[0], 1)]},
+    'examples with labels': (nothing, {'inputs': [(X[0], 1), (X[0],)]},
                              'batches of ndarray, int, it raises TypeError'),
     'inputs too large': (nothing, {'inputs': X * 1e200}, '/l2 .* too large'),
     'fold of another': (nothing, {'fold': {'/l3': '/l2'}},
                         'fold /l3 into /l2: /l3 is not shared by this'),
     'fold into nothing': (nothing, {'fold': {'/l2': '/l4'}},
                           'cannot fold /l2 into /l4: /l4 is no linear layer'),
+    'fold into a subclass': (subclass, {'common_num': {'/l3': 2},
+                                        'fold': {'/l3': '/l2'}},
+                             'fold /l3 into /l2: /l2 is no linear layer'),
     'fold into itself': (nothing, {'fold': {'/l2': '/l2'}},
                          'one order only'),
     'fold twice': (nothing, {'common_num': {'/l2': 2, '/l3': 2},

@@ -1,3 +1,5 @@
+import tracemalloc
+
 from chainer_shared_patch import functions, patched, uninstall
 import chainer
 from chainer.backends import intel64
@@ -100,6 +102,21 @@ def test_first_order_gradients_need_no_graph(
         numpy.testing.assert_array_equal(array, expected)
 
 
+@pytest.mark.parametrize('graph', [False, True])
+def test_sum_never_builds_the_wide_weight(random, graph):
+    batch_size, n, k, out_size = sizes = 2, 50, 20, 400
+    *inputs, gy = make_arrays(random.randn, *sizes)
+    inputs = [chainer.Variable(a) for a in inputs]
+    with patched(n, 'sum'):
+        tracemalloc.start()
+        y = F.linear(*inputs)
+        y.grad = gy
+        y.backward(enable_double_backprop=graph)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 8 * out_size * n * k / 2
+
+
 @pytest.mark.parametrize('requires_grad', [(True, False), (False, True)])
 def test_gradient_of_one_input(random, algorithm, requires_grad):
     x, W, _, gy = make_arrays(integers(random), *SIZES)
@@ -196,7 +213,12 @@ class TestTypeCheck:
         W = numpy.zeros((3, 2), 'f')
         self.check(x.astype('i'), W, None, 'x.dtype.kind == f')
         self.check(x, W.astype('i'), None, 'W.dtype.kind == f')
-        self.check(x, W[None], None, 'W.ndim == 2')
+
+    def test_what_is_no_matrix_is_chainers_own_to_refuse(self):
+        x = numpy.zeros((2, 20), 'f')
+        W = numpy.zeros((3, 2), 'f')
+        place = 'in: LinearFunction (Forward)'
+        self.check(x, W[None], None, 'W.ndim == 2', place)
 
     def test_number_of_inputs(self):
         x = numpy.zeros((2, 20), 'f')
@@ -276,6 +298,23 @@ class TestWhatWasForwardStaysBackward:
         y.grad = numpy.ones_like(y.array)
         y.backward()
 
+    def test_subclass_that_names_the_base(self, algorithm, arrays, variables):
+        class Subclass(LinearFunction):
+            def check_type_forward(self, in_types):
+                LinearFunction.check_type_forward(self, in_types)
+
+            def forward(self, inputs):
+                return LinearFunction.forward(self, inputs)
+
+            def backward(self, indexes, grad_outputs):
+                return LinearFunction.backward(self, indexes, grad_outputs)
+
+        with chainer.using_config('common_num', N):
+            (y,) = Subclass().apply(variables)
+            (again,) = Subclass().apply(variables)
+        assert type(again.creator_node) is type(y.creator_node)
+        self.check(y, arrays, variables)
+
     def test_subclass_without_the_patch(self, algorithm, arrays, variables):
         class Subclass(LinearFunction):
             pass
@@ -342,6 +381,17 @@ def test_ideep_gets_the_summed_x(random, monkeypatch):
     summed = x.reshape(len(x), N, K).sum(axis=1)
     for a, e in zip(given, (summed, W, b)):
         numpy.testing.assert_array_equal(a, e)
+
+
+@pytest.mark.parametrize('name', functions.FACTORIES)
+def test_methods_present_themselves_as_the_originals(name):
+    def original(self):
+        """What Chainer says of it."""
+
+    method = functions.FACTORIES[name](original)
+    assert method.__doc__ == 'What Chainer says of it.'
+    assert method.__qualname__ == original.__qualname__
+    assert method.__module__ == original.__module__
 
 
 def test_initial_scale_is_the_articles():

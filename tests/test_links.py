@@ -3,13 +3,20 @@ import os
 from pathlib import Path
 import pickle
 import re
+import zipfile
 
-from chainer_shared_patch import functions, uninstall
+from chainer_shared_patch import functions, links, uninstall
 import chainer
 import chainer.functions as F
 import chainer.links as L
 from chainer.links.rnn.n_step_rnn import NStepRNNBase
-from chainer.serializers import load_npz, save_npz
+from chainer.serializers import (
+    HDF5Deserializer,
+    load_hdf5,
+    load_npz,
+    save_hdf5,
+    save_npz,
+)
 from chainer.utils.type_check import InvalidType
 import numpy
 import pytest
@@ -534,6 +541,22 @@ class TestWeightsOfAnotherWidth:
         assert '{}'.format((OUT, 3)) in message
         assert 'shared' not in message
 
+    def test_no_width_is_refused(self, tmp_path):
+        path = str(tmp_path / 'link.npz')
+        numpy.savez(path, W=numpy.zeros((OUT, 0)), b=numpy.zeros(OUT))
+        message = r'\(4, 0\) into a Linear whose W has the shape \(4, 2\)$'
+        with pytest.raises(ValueError, match=message):
+            load_npz(path, L.Linear(K, OUT))
+
+    def test_serialize_presents_itself_as_the_original(self):
+        def original(self, serializer):
+            """What Chainer says of it."""
+
+        method = links.make_serialize(original)
+        assert method.__doc__ == 'What Chainer says of it.'
+        assert method.__qualname__ == original.__qualname__
+        assert method.__module__ == original.__module__
+
     def test_within_a_chain(self, tmp_path):
         with pytest.raises(ValueError, match='shared by 3 blocks'):
             self.reload(
@@ -541,6 +564,32 @@ class TestWeightsOfAnotherWidth:
                 chainer.Sequential(L.Linear(2, OUT), L.Linear(N * K, OUT)),
                 chainer.Sequential(L.Linear(2, OUT), L.Linear(K, OUT)),
             )
+
+    @pytest.mark.parametrize('k', [1, K])
+    def test_hdf5(self, tmp_path, k):
+        h5py = pytest.importorskip('h5py')
+        path = str(tmp_path / 'link.h5')
+        save_hdf5(path, chainer.Sequential(L.Linear(N * k, OUT)))
+        with pytest.raises(ValueError, match='shared by 3 blocks'):
+            load_hdf5(path, chainer.Sequential(L.Linear(k, OUT)))
+        # Of a link that the file lacks there is not even a group.
+        link = L.Linear(k, OUT)
+        before = link.W.array.copy()
+        two = chainer.Sequential(L.Linear(N * k, OUT), link)
+        with h5py.File(path, 'r') as file:
+            HDF5Deserializer(file, strict=False).load(two)
+        numpy.testing.assert_array_equal(link.W.array, before)
+
+    @pytest.mark.parametrize('version', [(1, 0), (2, 0)])
+    def test_versions_of_the_format(self, tmp_path, version):
+        source, target = L.Linear(K, OUT), L.Linear(K, OUT)
+        path = str(tmp_path / 'link.npz')
+        with zipfile.ZipFile(path, 'w') as archive:
+            for param in source.params():
+                with archive.open(param.name + '.npy', 'w') as file:
+                    numpy.lib.format.write_array(file, param.array, version)
+        load_npz(path, target)
+        numpy.testing.assert_array_equal(target.W.array, source.W.array)
 
     def test_other_links_of_a_subclass_are_serialized(self, tmp_path):
         class Extra(chainer.Link):

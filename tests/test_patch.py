@@ -1,6 +1,10 @@
 import importlib
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
+import time
 
 from chainer_shared_patch import (
     install,
@@ -214,11 +218,15 @@ class TestPatched:
         self, originals, monkeypatch
     ):
         with monkeypatch.context() as m:
-            with pytest.warns(RuntimeWarning, match='LinearFunction.forward'):
+            with pytest.warns(
+                RuntimeWarning, match='LinearFunction.forward'
+            ) as warnings:
                 with pytest.raises(ZeroDivisionError):
                     with patched():
                         m.setattr(LinearFunction, 'forward', lambda: None)
                         raise ZeroDivisionError
+            # It points to the statement.
+            assert warnings[0].filename == __file__
             with pytest.raises(RuntimeError, match='LinearFunction.forward'):
                 with patched():
                     pass
@@ -333,6 +341,43 @@ class TestThreads:
             done.set()
 
         run_in_threads(lambda target: target(None), [compute, compute, toggle])
+
+
+@pytest.mark.filterwarnings('ignore:.*multi-threaded:DeprecationWarning')
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_fork_while_another_thread_installs():
+    lock = patch._state.lock
+    held = threading.Event()
+
+    def hold(_):
+        with lock:
+            held.set()
+            time.sleep(0.2)
+
+    def fork(_):
+        assert held.wait(60)
+        pid = os.fork()
+        if pid == 0:
+            # Nobody is there to release what that thread held.
+            os._exit(0 if lock.acquire(timeout=10) else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+
+    run_in_threads(lambda target: target(None), [hold, fork])
+
+
+def test_body_in_a_process_that_never_installs():
+    code = """
+from chainer_shared_patch import is_installed, patched
+with patched():
+    print(is_installed())
+print(is_installed())
+"""
+    output = subprocess.check_output(
+        [sys.executable, '-c', code],
+        env={**os.environ, 'CHAINER_SHARED_PATCH': '0'},
+        text=True,
+    )
+    assert output.split() == ['True', 'False']
 
 
 def compute_in_child(connection):

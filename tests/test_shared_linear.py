@@ -281,6 +281,7 @@ class TestWrongInput:
         link = make_link(in_size=1, common_num=1)
         with pytest.raises(InvalidType, match='x.ndim == 2'):
             link(numpy.zeros(3))
+        assert link(numpy.zeros((3, 4)), n_batch_axes=2).shape == (3, 4, OUT)
 
     def test_n_batch_axes(self):
         with pytest.raises(ValueError, match='n_batch_axes .* but is 0'):
@@ -333,6 +334,7 @@ class TestArguments:
             ([True, False] * 3, 'its dtype is bool'),
             ([[0, 1, 2], [3, 4, 5]], r'its shape is \(2, 3\)'),
             ([0, 1, 2, 4, 4, 5], '3 is missing'),
+            ([0, 1, 1, 1, 4, 4], '2 is missing'),
             ([1, 2, 3, 4, 5, 6], '0 is missing'),
             ([0, 1, 2, 3, 4, -1], '5 is missing'),
         ],
@@ -382,6 +384,10 @@ class TestArguments:
             'SharedLinear(in_size=6, out_size=5, nobias=True, common_num=3, '
             'order=[4 0 3 5 1 2])'
         )
+        link = SharedLinear(8, OUT, common_num=2, order=range(8))
+        assert 'order=[0 1 2 3 4 5 6 7]' in str(link)
+        link = SharedLinear(9, OUT, common_num=3, order=range(9))
+        assert 'order=[0 1 2 ... 6 7 8]' in str(link)
         link = SharedLinear(OUT, common_num=10, order='interleaved')
         assert repr(link) == str(link)
         assert 'in_size=None' in str(link)
@@ -603,6 +609,18 @@ class TestCopies:
         x = random.randn(BATCH, N * K)
         numpy.testing.assert_array_equal(target(x).array, source(x).array)
         assert str(target) == str(source)
+
+    def test_copyparams_copies_what_a_subclass_has(self):
+        class Counting(SharedLinear):
+            def __init__(self, calls):
+                super().__init__(N * K, OUT, common_num=N)
+                self.add_persistent('calls', numpy.array(calls))
+
+        target = Counting(0)
+        target.copyparams(Counting(1), copy_persistent=False)
+        assert target.calls == 0
+        target.copyparams(Counting(2))
+        assert target.calls == 2
 
     @pytest.mark.parametrize(
         'make',
