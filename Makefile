@@ -71,7 +71,7 @@ train-distributed: $(VENV)/installed-plot,mpi
 	    --epoch $(EPOCHS) --dataset="$$DATASET" --out="$${OUT:-result}" $(ARGS)
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest --numprocesses auto $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 fuzz: $(VENV)/installed-fuzz
 	$(VENV)/bin/python scripts/fuzz --seconds $(SECONDS) \
