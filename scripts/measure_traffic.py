@@ -5,7 +5,7 @@ Open MPI counts the bytes that the ranks send to each other, whatever carries
 them. Beside them stands what an exchange of S bytes of gradients among p
 ranks costs in theory, each rank sending 2 (p - 1) / p S bytes: R. Thakur, R.
 Rabenseifner and W. Gropp, Optimization of collective communication
-operations in MPICH, 2005, section 4.5. What a rank keeps is the weight, its
+operations in MPICH, 2005. What a rank keeps is the weight, its
 gradient and Adam's two moments, and 3 buffers while Adam updates: 7 S.
 """
 
