@@ -509,7 +509,9 @@ def label(title, kind, figure, axes, summary):
         line.set_label(name)
 
 
-def print_summary(model, common_num, trainer, start, comm):
+def print_summary(
+    model, common_num, trainer, start, comm=distributed.ONE_RANK
+):
     """Prints parameters, traffic, accuracy, time and files."""
     row = '{:<8}{:>14}{:>14}{:>14}'.format
     print()

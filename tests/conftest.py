@@ -78,7 +78,7 @@ def mpiexec():
         pytest.skip('needs mpi4py')
 
     def run(n, *args, **environment):
-        return subprocess.run(
+        result = subprocess.run(
             [program, '-n', str(n), sys.executable, *map(str, args)],
             cwd=str(Path(__file__).parents[1] / 'scripts'),
             env={**os.environ, **ENVIRONMENT, **environment},
@@ -86,6 +86,9 @@ def mpiexec():
             text=True,
             timeout=300,
         )
+        # Open MPI ends some of its own messages so, not with a line.
+        result.stderr = result.stderr.replace('\0', '\n')
+        return result
 
     return run
 

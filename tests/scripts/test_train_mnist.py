@@ -572,10 +572,12 @@ def test_out_that_looks_like_an_option(tmp_path, trained):
     path = make_dot(tmp_path / 'bin', 'case $2 in -*) exit 1; esac')
     args = (*trained[0], '-e', 1, '--out=-x')
     code = (
-        'import os, runpy, sys\n'
+        'import os, sys\n'
+        'sys.path.insert(0, {!r})\n'
         'os.chdir({!r})\n'
-        'runpy.run_path({!r}, run_name="__main__")'
-    ).format(str(tmp_path), str(SCRIPTS / 'train_mnist.py'))
+        'import train_mnist\n'
+        'train_mnist.main()'
+    ).format(str(SCRIPTS), str(tmp_path))
     result = train(*args, start=('-c', code), PATH=path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / '-x' / 'model.npz').exists()
