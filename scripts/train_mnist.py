@@ -708,7 +708,7 @@ def main():
             train, test, description = load_dataset(args.dataset)
     except (OSError, RuntimeError, ValueError) as error:
         fail(error, comm)
-    size = comm.bcast_obj(train and len(train))
+    size = comm.bcast_obj(len(train) if comm.rank == 0 else None)
     if args.batchsize > size:
         fail(
             '--batchsize {} is larger than the training set of {:,} '

