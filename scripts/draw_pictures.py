@@ -80,7 +80,7 @@ def read_points():
 
 def draw_accuracy():
     """Returns a figure of accuracy against parameters."""
-    figure = Figure(figsize=(7.5, 4.2), layout='constrained')
+    figure = Figure(figsize=(7.5, 3.6), layout='constrained')
     axes = figure.subplots()
     for kind, points in read_points().items():
         label, color, marker = KINDS[kind]
