@@ -323,6 +323,8 @@ class SharedLinear(Linear):
 
     """
 
+    W: Parameter
+    b: Optional[Parameter]
     order: Literal['interleaved'] | NdArray | None
 
     def __init__(
