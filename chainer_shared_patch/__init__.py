@@ -1,9 +1,9 @@
 """Share the weight of Chainer's fully connected layers along their input.
 
 Importing this package makes Chainer work on today's Python and NumPy, and
-patches its ``LinearFunction`` unless the environment variable
-``CHAINER_SHARED_PATCH`` is 0. Import it before training, and before Chainer
-where that does not import by itself. Under the patch, and with
+installs the patch unless the environment variable ``CHAINER_SHARED_PATCH`` is
+0. Import it before Chainer if Chainer does not import by itself, otherwise
+any time before training. Under the patch, with
 ``chainer.global_config.common_num = n``, a layer whose weight has the shape
 ``(out_size, in_size / n)`` uses it for each of the ``n`` blocks of its input.
 

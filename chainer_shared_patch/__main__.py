@@ -23,6 +23,7 @@ import os
 import pkgutil
 import platform
 import runpy
+import signal
 import sys
 from typing import Any
 
@@ -38,7 +39,7 @@ def _make_parser() -> argparse.ArgumentParser:
         usage='%(prog)s [--common-num N] [--algorithm A] '
         '(FILE | -m MODULE | -c CODE | -) [ARG ...]\n'
         '       %(prog)s --info',
-        description='Runs a program, unmodified, under the patch that shares '
+        description='Run an unmodified program under the patch, which shares '
         'the weights of fully connected layers.',
         allow_abbrev=False,
     )
@@ -52,13 +53,13 @@ def _make_parser() -> argparse.ArgumentParser:
         '--algorithm',
         metavar='A',
         choices=config.ALGORITHMS,
-        help='how shared layers are computed, sum or tile (default: '
+        help='how to compute shared layers, sum or tile (default: '
         'CHAINER_SHARED_ALGORITHM, or sum)',
     )
     parser.add_argument(
         '--info',
         action='store_true',
-        help='print what to include in a bug report, and run nothing',
+        help='print what to include in a bug report, and exit',
     )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument('-m', action='store_true', help='run a module')
@@ -66,7 +67,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         'program',
         nargs=argparse.REMAINDER,
-        help='the program and its arguments; without -m and -c, a script, a '
+        help='the program and its arguments; without -m or -c, a script, a '
         '.pyc file, a directory or zip file with a __main__.py, or - for '
         'standard input',
     )
@@ -74,22 +75,25 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Does what the command line asks for."""
+    """Runs the command line."""
     parser = _make_parser()
     args = parser.parse_args()
-    # Set in the environment too, for the processes that the program starts.
+    # Set them in the environment too, for processes that the program starts.
+    settings: Any = chainer.global_config
     if args.common_num is not None:
         try:
             number = config.parse_common_num(args.common_num, '--common-num')
         except ValueError as error:
             parser.error(str(error))
-        chainer.global_config.common_num = number
+        settings.common_num = number
         os.environ['CHAINER_COMMON_NUM'] = str(number)
     if args.algorithm is not None:
-        chainer.global_config.shared_algorithm = args.algorithm
+        settings.shared_algorithm = args.algorithm
         os.environ['CHAINER_SHARED_ALGORITHM'] = args.algorithm
 
     if args.info:
+        if hasattr(signal, 'SIGPIPE'):  # so that `--info | head` ends quietly
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         print_info()
         return
     if not args.program:
@@ -101,8 +105,8 @@ def main() -> None:
     _patch_spawned_processes()
     sys.excepthook = _print_exception
     sys.argv = args.program
-    # multiprocessing knows this module by the name __mp_main__ too, so that
-    # the program has to run in it and not in another one.
+    # multiprocessing also knows this module as __mp_main__, so the program has
+    # to run in this module and not in another one.
     namespace = vars(sys.modules['__main__'])
     namespace.clear()
     namespace.update(
@@ -113,7 +117,7 @@ def main() -> None:
         __spec__=None,
         __builtins__=builtins,
     )
-    if sys.version_info < (3, 14):  # since then it is there when asked for
+    if sys.version_info < (3, 14):  # where it is not made on demand
         namespace['__annotations__'] = {}
     if args.m:
         runpy._run_module_as_main(sys.argv[0])  # type: ignore[attr-defined]
@@ -147,7 +151,7 @@ def _run_file(path: str) -> None:
 
 
 def _set_first_path(path: str, always: bool = False) -> None:
-    # Up to Python 3.10 only -I keeps sys.path from beginning with a path.
+    # Up to Python 3.10, only -I keeps the path out of sys.path.
     if not getattr(sys.flags, 'safe_path', sys.flags.isolated):
         sys.path[0] = path
     elif always:
@@ -165,7 +169,7 @@ def _run_code(code: Any, **names: Any) -> None:
 
 
 def _print_exception(kind: Any, error: BaseException, trace: Any) -> None:
-    """Prints a traceback that begins with the program, not with its runner."""
+    """Prints a traceback that begins with the program, not its runner."""
     runners = (__file__, runpy.run_path.__code__.co_filename)
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
@@ -176,10 +180,10 @@ def _print_exception(kind: Any, error: BaseException, trace: Any) -> None:
 
 
 def _patch_spawned_processes() -> None:
-    # The server that forks processes would import the script alone.
+    # The server that forks processes would import only the script.
     multiprocessing.set_forkserver_preload(['chainer_shared_patch'])
-    # A process that is spawned, and not forked, runs the script anew, but
-    # not this module. It unpickles these data before it does so.
+    # A spawned process runs the script again, but not this module. It
+    # unpickles these data before it does so.
     get_data = multiprocessing.spawn.get_preparation_data
 
     def get_preparation_data(name: str) -> dict[str, Any]:
@@ -191,12 +195,21 @@ def _patch_spawned_processes() -> None:
 class _Import:
     """Imports the package where it is unpickled."""
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return importlib.import_module, ('chainer_shared_patch',)
 
 
 def print_info() -> None:
-    """Prints the versions, the backends, and the state of patch and fixes."""
+    """Prints the versions, the backends, and the state of patch and fixes.
+
+    .. admonition:: Example
+
+        >>> from chainer_shared_patch.__main__ import print_info
+        >>> print_info()  # doctest: +ELLIPSIS
+        chainer_shared_patch: ...
+        Python: ...
+
+    """
     print('chainer_shared_patch:', chainer_shared_patch.__version__)
     print('Python:', platform.python_version())
     chainer.print_runtime_info()
@@ -214,7 +227,7 @@ def print_info() -> None:
         if fix.is_applied():
             state = 'applied'
         elif fix.is_needed():
-            state = 'waits for the import'
+            state = 'waiting for the import'
         else:
             state = 'not needed'
         print(
@@ -225,5 +238,5 @@ def print_info() -> None:
 
 
 if __name__ == '__main__':
-    # The program takes over this module, but not the one that runs it.
+    # The program takes over this module, so main runs in a second copy.
     importlib.import_module('chainer_shared_patch.__main__').main()

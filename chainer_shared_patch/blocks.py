@@ -1,63 +1,86 @@
-"""Sums and tiles of the blocks of an array, as array kernels and as functions.
+"""Summing and tiling the blocks of a matrix: array kernels and functions.
 
 A matrix of ``common_num * k`` columns is a row of ``common_num`` blocks of
-``k`` columns. :func:`sum_blocks` adds them up, :func:`tile_blocks` repeats a
-matrix that many times; as linear maps the two are each other's transpose, so
-each is the other's derivative.
+``k`` columns. :func:`sum_blocks` adds the blocks up, :func:`tile_blocks`
+repeats a matrix that many times. As linear maps the two are each other's
+transpose, so each is the other's derivative.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Optional
 
 import chainer
 from chainer import function_node
 from chainer.backends import cuda
+from chainer.types import NdArray
+from chainer.variable import Variable
 import numpy
+from numpy.typing import DTypeLike
 
 
-def sum_dtype(x: Any, *dtypes: Any) -> numpy.dtype:
-    """Returns the dtype in which the sum of blocks of an array is multiplied.
+def sum_dtype(x: NdArray | Variable, *dtypes: DTypeLike) -> numpy.dtype[Any]:
+    """Returns the dtype in which the sum of an array's blocks is multiplied.
 
-    The sum is computed in float32 at least. Of float16 it then exceeds the
-    range easily, and what is multiplied with it shows when it is rounded, so
-    that NumPy, which has no fast product of float16, is left with float32.
-    A GPU multiplies float16 many times faster, and rounds the sum once.
+    Blocks are summed in float32 at least. The sum of float16 blocks easily
+    exceeds float16's range, and rounding it would show in the product. NumPy
+    has no fast float16 product, so there the sum stays in float32. A GPU
+    multiplies float16 many times faster, so there it is rounded, once.
+
+    Args:
+        x (array or chainer.Variable): The array whose blocks are summed.
+        *dtypes (dtype): The dtypes of what the sum is multiplied with.
+
+    Returns:
+        numpy.dtype: The widest of all dtypes and, unless ``x`` is CuPy's,
+        float32.
+
+    .. admonition:: Example
+
+        >>> import numpy as np
+        >>> from chainer_shared_patch.blocks import sum_dtype
+        >>> sum_dtype(np.ones((2, 20), np.float16))
+        dtype('float32')
+
     """
     least = x.dtype if isinstance(x, cuda.ndarray) else numpy.float32
     return numpy.result_type(x.dtype, least, *dtypes)
 
 
 def sum_blocks(
-    x: Any, common_num: int, dtype: Any = None, order: Any = None
-) -> Any:
+    x: NdArray,
+    common_num: int,
+    dtype: Optional[DTypeLike] = None,
+    order: Optional[NdArray] = None,
+) -> NdArray:
     """Sums the blocks of columns of a matrix.
 
     .. math:: y_{bi} = \\sum_{j=0}^{n-1} x_{b, p_{jk+i}}
 
-    The terms are not added pairwise, so that the error grows with
-    :math:`n`: a sum of 2\\ :sup:`20` terms in float32 may be right to four
-    digits only. And a sum can exceed the range of its dtype where the products
-    of a dense layer do not.
+    The terms are not added pairwise, so the error grows with :math:`n`
+    (Higham, "The accuracy of floating point summation", 1993): a sum of
+    2\\ :sup:`20` float32 terms may be correct to only four digits. A sum can
+    also exceed the range of its dtype where the products of an ordinary layer
+    do not.
 
     Args:
-        x (:ref:`ndarray`): Float matrix of shape ``(B, common_num * k)``,
-            NumPy's or CuPy's, of any memory layout.
+        x (array): Float matrix of shape ``(B, common_num * k)``, NumPy's or
+            CuPy's, with any memory layout.
         common_num (int): The number of blocks, :math:`n`.
         dtype (dtype): The dtype to sum in, if it is wider than that of ``x``.
-        order (:ref:`ndarray`): The order :math:`p` in which the columns make
-            up the blocks: an integer permutation of shape
-            ``(common_num * k,)``. If ``None``, they do as they lie.
+        order (array): The order :math:`p` in which the columns form the
+            blocks: an integer permutation of shape ``(common_num * k,)``. If
+            ``None``, each block is contiguous.
 
     Returns:
-        :ref:`ndarray`: C-contiguous matrix of shape ``(B, k)`` and of the
-        wider of the two dtypes. float16 is summed in float32: NumPy's result
-        stays in it, CuPy's is rounded to float16.
+        array: C-contiguous matrix of shape ``(B, k)``, with the wider of the
+        two dtypes. float16 is summed in float32: NumPy's result stays
+        float32, CuPy's is rounded to float16.
 
     Raises:
         ValueError: If ``common_num`` is less than 1 or does not divide the
-            columns of ``x``.
+            number of columns of ``x``.
 
     .. admonition:: Example
 
@@ -70,19 +93,19 @@ def sum_blocks(
     batch_size, columns = x.shape
     if common_num < 1 or columns % common_num:
         raise ValueError(
-            'the columns of x must be a multiple of common_num, but x.shape '
-            'is {} and common_num is {}'.format(x.shape, common_num)
+            'common_num must be at least 1 and divide the columns of x, but '
+            'x.shape is {} and common_num is {}'.format(x.shape, common_num)
         )
     k = columns // common_num
-    dtype = sum_dtype(x, dtype or x.dtype)
+    dtype = sum_dtype(x, x.dtype if dtype is None else dtype)
     if order is not None:
         with cuda.get_device_from_array(x):
-            x = x.take(order, axis=1)
+            x = x.take(order, axis=1)  # type: ignore[arg-type]  # ChainerX's
     if isinstance(x, cuda.ndarray):
         return _sum_blocks_on_gpu(x, common_num, dtype)
     blocks = numpy.asarray(x).reshape(batch_size, common_num, k)
-    # BLAS sums the blocks of a row fastest, as their product with ones. Of
-    # longer rows, each would wake its threads.
+    # BLAS sums the blocks of a row fastest, as their product with ones. On
+    # longer rows, each product would wake its threads.
     if columns < 8192 and blocks.dtype == dtype:
         return numpy.matmul(_ones(common_num, dtype), blocks)
     y = numpy.einsum('bnk->bk', blocks, dtype=dtype)
@@ -90,11 +113,13 @@ def sum_blocks(
 
 
 @functools.lru_cache
-def _ones(common_num: int, dtype: numpy.dtype) -> numpy.ndarray:
+def _ones(common_num: int, dtype: numpy.dtype[Any]) -> numpy.ndarray:
     return numpy.ones(common_num, dtype)
 
 
-def _sum_blocks_on_gpu(x: Any, common_num: int, dtype: numpy.dtype) -> Any:
+def _sum_blocks_on_gpu(
+    x: Any, common_num: int, dtype: numpy.dtype[Any]
+) -> NdArray:
     k = x.shape[1] // common_num
     sum_ = numpy.promote_types(dtype, numpy.float32)
     with cuda.get_device_from_array(x):
@@ -115,20 +140,23 @@ def _sum_blocks_on_gpu(x: Any, common_num: int, dtype: numpy.dtype) -> Any:
         return y.astype(dtype, copy=False)
 
 
-def tile_blocks(x: Any, common_num: int, order: Any = None) -> Any:
+def tile_blocks(
+    x: NdArray, common_num: int, order: Optional[NdArray] = None
+) -> NdArray:
     """Repeats a matrix along its columns.
 
     .. math:: y_{b, p_{jk+i}} = x_{bi}, \\quad 0 \\le j < n
 
     Args:
-        x (:ref:`ndarray`): Float matrix of shape ``(B, k)``, NumPy's or
-            CuPy's.
+        x (array): Float matrix of shape ``(B, k)``, NumPy's or CuPy's.
         common_num (int): The number of blocks, :math:`n`.
-        order (:ref:`ndarray`): The order :math:`p` of :func:`sum_blocks`.
+        order (array): The order :math:`p` in which the columns of the result
+            form the blocks: an integer permutation of shape
+            ``(common_num * k,)``. If ``None``, each block is contiguous.
 
     Returns:
-        :ref:`ndarray`: C-contiguous matrix of shape ``(B, common_num * k)``
-        and of the dtype of ``x``.
+        array: C-contiguous matrix of shape ``(B, common_num * k)``, with the
+        dtype of ``x``.
 
     .. admonition:: Example
 
@@ -150,38 +178,80 @@ def tile_blocks(x: Any, common_num: int, order: Any = None) -> Any:
 
 
 class SumBlocks(function_node.FunctionNode):
-    """:func:`sum_blocks` as a differentiable function."""
+    """:func:`sum_blocks` as a differentiable function.
+
+    It can be differentiated any number of times.
+
+    Args:
+        common_num (int): The number of blocks.
+        dtype (dtype): As in :func:`sum_blocks`.
+        order (array): As in :func:`sum_blocks`.
+
+    .. admonition:: Example
+
+        >>> import numpy as np
+        >>> from chainer_shared_patch.blocks import SumBlocks
+        >>> (y,) = SumBlocks(2).apply((np.ones((1, 4), np.float32),))
+        >>> y.array
+        array([[2., 2.]], dtype=float32)
+
+    """
 
     def __init__(
-        self, common_num: int, dtype: Any = None, order: Any = None
+        self,
+        common_num: int,
+        dtype: Optional[DTypeLike] = None,
+        order: Optional[NdArray] = None,
     ) -> None:
         self.common_num = common_num
         self.dtype = dtype
         self.order = order
 
-    def forward(self, inputs: tuple) -> tuple:
+    def forward(self, inputs: tuple[NdArray, ...]) -> tuple[NdArray, ...]:
         (x,) = inputs
         self._dtype = x.dtype
         return (sum_blocks(x, self.common_num, self.dtype, self.order),)
 
-    def backward(self, indexes: tuple, grad_outputs: tuple) -> tuple:
+    def backward(
+        self, indexes: tuple[int, ...], grad_outputs: tuple[Variable, ...]
+    ) -> tuple[Variable, ...]:
         (gx,) = TileBlocks(self.common_num, self.order).apply(grad_outputs)
         return (chainer.functions.cast(gx, self._dtype),)
 
 
 class TileBlocks(function_node.FunctionNode):
-    """:func:`tile_blocks` as a differentiable function."""
+    """:func:`tile_blocks` as a differentiable function.
 
-    def __init__(self, common_num: int, order: Any = None) -> None:
+    It can be differentiated any number of times.
+
+    Args:
+        common_num (int): The number of blocks.
+        order (array): As in :func:`tile_blocks`.
+
+    .. admonition:: Example
+
+        >>> import numpy as np
+        >>> from chainer_shared_patch.blocks import TileBlocks
+        >>> (y,) = TileBlocks(2).apply((np.array([[1., 2.]], np.float32),))
+        >>> y.array
+        array([[1., 2., 1., 2.]], dtype=float32)
+
+    """
+
+    def __init__(
+        self, common_num: int, order: Optional[NdArray] = None
+    ) -> None:
         self.common_num = common_num
         self.order = order
 
-    def forward(self, inputs: tuple) -> tuple:
+    def forward(self, inputs: tuple[NdArray, ...]) -> tuple[NdArray, ...]:
         (x,) = inputs
         self._dtype = x.dtype
         return (tile_blocks(x, self.common_num, self.order),)
 
-    def backward(self, indexes: tuple, grad_outputs: tuple) -> tuple:
+    def backward(
+        self, indexes: tuple[int, ...], grad_outputs: tuple[Variable, ...]
+    ) -> tuple[Variable, ...]:
         sum_of_blocks = SumBlocks(self.common_num, order=self.order)
         (gx,) = sum_of_blocks.apply(grad_outputs)
         return (chainer.functions.cast(gx, self._dtype),)

@@ -1,19 +1,23 @@
-"""Turns the linear layers of a trained model into shared ones, and back."""
+"""Converts the linear layers of a trained model to shared ones, and back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import copy
 from fnmatch import fnmatchcase
 import functools
-from typing import Any, NamedTuple, Optional
+from typing import Any, Literal, NamedTuple, Optional, Union
 
 from chainer_shared_patch import config
 import chainer
 from chainer.backends.cuda import to_cpu
-import chainer.links as L
+from chainer.link import Link
+from chainer.links.connection.linear import Linear
+from chainer.types import NdArray
+from chainer.variable import Parameter, Variable
 from chainer_shared_patch.blocks import sum_blocks, tile_blocks
+from chainer_shared_patch.functions import VariableOrArray
 from chainer_shared_patch.grouping import group_columns
 from chainer_shared_patch.links import (
     SharedLinear,
@@ -23,6 +27,9 @@ from chainer_shared_patch.links import (
 import numpy
 from tabulate import tabulate
 
+# Which inputs of a layer share.
+LayerOrder = Union[Literal['grouped', 'contiguous'], Sequence[int], NdArray]
+_Function = Callable[[numpy.ndarray, numpy.ndarray], None]
 # How many rows of a weight are averaged at a time.
 _ROWS = 256
 
@@ -33,16 +40,27 @@ class SharedLayer(NamedTuple):
     Attributes:
         path (str): The layer's path in the model.
         common_num (int): The number of blocks that share its weight.
-        size (int): The number of its parameters.
-        dense_size (int): The number of its parameters before.
+        size (int): The number of elements of its parameters.
+        dense_size (int): The same, before it was shared.
         weight_error (float): The Frobenius norm of the difference between
-            the columns of the weight before and their means, relative to the
-            norm of that weight.
-        output_error (float): The Frobenius norm of the difference between
-            its outputs before and after, for the calibration inputs and
-            refitted, relative to those before. ``None`` without inputs.
-        folded_into (str): The path of the layer whose units have the order
-            now, or ``None``.
+            the weight's columns and the means that replace them, relative to
+            the norm of the weight.
+        output_error (float): The Frobenius norm of the difference between the
+            layer's outputs for the calibration inputs, before it was shared
+            and after it was refitted, relative to the norm of the outputs
+            before. ``None`` without calibration inputs.
+        folded_into (str): The path of the layer whose outputs have been
+            reordered instead of this layer's inputs, or ``None``.
+
+    .. admonition:: Example
+
+        >>> import chainer
+        >>> import chainer.links as L
+        >>> from chainer_shared_patch import share
+        >>> model = chainer.Sequential(L.Linear(20, 5))
+        >>> (layer,) = share(model, 10).layers
+        >>> layer.path, layer.common_num, layer.size, layer.dense_size
+        ('/0', 10, 15, 105)
 
     """
 
@@ -56,15 +74,28 @@ class SharedLayer(NamedTuple):
 
 
 class ShareReport(NamedTuple):
-    """What :func:`share` did, which prints as a table.
+    """What :func:`share` did. It prints as a table.
 
     Attributes:
         layers (tuple of SharedLayer): The layers, in the order in which they
             were shared.
-        restarted (tuple of str): The paths of the parameters for which the
-            state of the optimizer starts anew.
+        restarted (tuple of str): The paths of the parameters whose optimizer
+            state was reset.
 
-    """
+    .. admonition:: Example
+
+        >>> import chainer
+        >>> import chainer.links as L
+        >>> from chainer_shared_patch import share
+        >>> import numpy as np
+        >>> model = chainer.Sequential(
+        ...     L.Linear(4, 1, initialW=np.array([[1., 2., 1., 1.]])))
+        >>> print(share(model, 2, order='contiguous'))
+        layer      common_num    parameters    parameters before    weight error
+        -------  ------------  ------------  -------------------  --------------
+        /0                  2             3                    5          26.73%
+
+    """  # noqa: E501
 
     layers: tuple[SharedLayer, ...]
     restarted: tuple[str, ...]
@@ -73,7 +104,7 @@ class ShareReport(NamedTuple):
         def percent(error: Optional[float]) -> str:
             return '' if error is None else '{:.2%}'.format(error)
 
-        rows: list[tuple] = [
+        rows: list[tuple[Any, ...]] = [
             (
                 layer.path,
                 layer.common_num,
@@ -95,7 +126,7 @@ class ShareReport(NamedTuple):
             'order folded into',
         )
         used = [i for i, cells in enumerate(zip(*rows)) if any(cells)]
-        text = tabulate(
+        text: str = tabulate(
             [[row[i] for i in used] for row in rows],
             [headers[i] for i in used],
             disable_numparse=True,
@@ -109,76 +140,79 @@ class ShareReport(NamedTuple):
 
 
 def share(
-    model: chainer.Link,
+    model: Link,
     common_num: int | Mapping[str, int],
     *,
-    inputs: Any = None,
-    order: Any = 'grouped',
+    inputs: Optional[VariableOrArray | Iterable[Any]] = None,
+    order: LayerOrder | Mapping[str, LayerOrder] = 'grouped',
     fold: Optional[Mapping[str, str]] = None,
     add_bias: bool = False,
 ) -> ShareReport:
     """Replaces linear layers of a trained model by shared ones.
 
-    Each :class:`chainer.links.Linear` becomes a :class:`SharedLinear`, whose
-    weight is the mean of the columns that share. The names of links and
-    parameters, their dtypes and devices, the update rules and their hooks
-    stay, and so do the biases. Links of subclasses of
-    :class:`~chainer.links.Linear` stay as they are. If there is an error,
-    nothing is changed.
+    Each ``chainer.links.Linear`` becomes a :class:`SharedLinear` whose weight
+    is the mean of the columns that share. Biases, the names of links and
+    parameters, dtypes, devices, update rules and their hooks stay. Links of
+    subclasses of ``chainer.links.Linear`` stay as they are. If there is an
+    error, nothing is changed.
 
-    Which inputs share decides how much the model loses. ``'grouped'`` makes
-    groups of columns of ``W`` that are alike: starting from the blocks as
-    they lie, it exchanges pairs of columns, those first that bring the
-    columns closest to the means of their groups, until no exchange does.
+    Which inputs share decides how much the model loses. ``'grouped'`` groups
+    similar columns of ``W``: starting from contiguous blocks, it exchanges
+    pairs of columns as long as that brings columns closer to the means of
+    their groups. This is weighted k-means with clusters of equal size; see
+    :func:`chainer_shared_patch.grouping.group_columns`.
 
-    With calibration inputs, a column counts as much as the mean square of
-    its input, and layer after layer, in the order of their execution, ``W``
-    and the bias are refitted: so that the layer, with the inputs that it gets
-    now, gives the outputs that it gave before, in the sense of ridge
-    regression.
+    With calibration inputs, each column is weighted by the mean square of its
+    input. Then, layer by layer in the order of their execution, ``W`` and the
+    bias are refitted by ridge regression (Hoerl and Kennard, "Ridge
+    regression: Biased estimation for nonorthogonal problems", 1970), so that
+    from the inputs that the layer receives now it reproduces the outputs that
+    it gave before.
 
     Args:
-        model (~chainer.Link): The model, a chain. It is changed in place. A
-            link that it holds elsewhere than among its children, for example
-            in a list of its own, is not replaced there.
-        common_num (int or dict): The number of blocks, for all layers, or a
-            dict from the path of a link to the number, such as
-            ``{'/l2': 10, '/fc*': 8, '/fc8': 1}``. A path may be a pattern; an
-            exact path takes precedence. Where it is 1, and where no
-            path matches, the layer stays. :func:`summary` shows the paths.
-            Those of a :class:`chainer.Sequential` need not be in order.
-        inputs (iterable): Batches of calibration inputs, about a thousand
-            examples in all. Each batch is passed to ``model(...)``, a tuple
-            as several arguments. A single array is one batch. Recurrent
-            links are reset before and after.
-        order (str, :ref:`ndarray` or dict): Which inputs share:
-            ``'grouped'``; ``'contiguous'``, the blocks as they lie; a
-            permutation, the ``order`` of :class:`SharedLinear`; or a dict of
-            these by path, as above. Where no path matches, it is
-            ``'grouped'``.
-        fold (dict): Pairs of paths such as ``{'/l2': '/l1'}``, where nothing
-            but elementwise functions (which BatchNormalization is not)
-            stands between the linear layer ``l1`` and the shared layer
-            ``l2``, and nothing else uses the outputs of ``l1``. The order of
-            ``l2`` then goes into the rows of ``l1``, and takes no time when
-            the model runs. With calibration inputs it is checked that this
-            does not change the outputs of the model.
-        add_bias (bool): If ``True``, the refitting may give a bias to a
-            layer without one.
+        model (chainer.Link): The model, a chain. It is changed in place. A
+            link that it also holds outside its children, for example in a
+            list, is not replaced there.
+        common_num (int or dict): The number of blocks for all layers, or a
+            dict that maps paths of links to numbers, such as
+            ``{'/l2': 10, '/fc*': 8, '/fc8': 1}``. A path may be a pattern;
+            an exact path takes precedence. A layer stays if its number is 1
+            or no path matches it. :func:`summary` shows the paths. Those in a
+            ``chainer.Sequential`` need not be in order.
+        inputs (array or iterable): Batches of calibration inputs, about a
+            thousand examples in all. Each batch is passed to ``model(...)``;
+            a tuple is passed as several arguments. A single array is one
+            batch. Recurrent links are reset before and after.
+        order (str, array or dict): Which inputs share: ``'grouped'``;
+            ``'contiguous'``, where each block is contiguous; a permutation,
+            as the ``order`` of :class:`SharedLinear`; or a dict that maps
+            paths to these. A layer that no path matches is ``'grouped'``.
+        fold (dict): Pairs of paths such as ``{'/l2': '/l1'}``: the outputs of
+            ``l1`` are reordered instead of the inputs of ``l2``, so that the
+            order takes no time when the model runs. Between the linear layer
+            ``l1`` and the shared layer ``l2`` there must be nothing but
+            elementwise functions (BatchNormalization is not one), and nothing
+            else may use the outputs of ``l1``. With calibration inputs,
+            ``share`` checks that folding does not change the outputs of the
+            model.
+        add_bias (bool): If ``True``, refitting may add a bias to a layer
+            that has none.
 
     Returns:
-        ShareReport: The layers and what they lose, which prints as a table.
+        ShareReport: The layers and what they lose. It prints as a table.
 
     Raises:
-        ValueError: If ``common_num`` does not divide the width of a layer, a
-            path matches no layer, a layer has no weight yet, occurs twice,
-            has link hooks or is not reached by the inputs, the weights or
-            inputs are not finite, an order cannot be folded, or there is
-            ``add_bias`` without ``inputs``.
+        TypeError: If a path is not a string.
+        ValueError: If ``common_num`` does not divide the width of a layer; if
+            a path matches no layer; if a layer has no weight yet, occurs
+            twice, has link hooks or is not reached by the inputs; if the
+            weights or inputs are not finite; if an order cannot be folded; or
+            if ``add_bias`` is set without ``inputs``.
 
     .. admonition:: Example
 
         >>> import chainer_shared_patch
+        >>> import chainer
         >>> import chainer.functions as F
         >>> import chainer.links as L
         >>> import numpy as np
@@ -214,20 +248,21 @@ def share(
     )
 
 
-def expand(model: chainer.Link) -> None:
+def expand(model: Link) -> None:
     """Replaces the shared layers of a model by ordinary ones.
 
-    Each :class:`SharedLinear` becomes a :class:`chainer.links.Linear` with
-    the wide weight, in the order of the inputs, and computes the same. The
-    files of such a model need no plugin to load. As with :func:`share`,
-    everything else stays.
+    Each :class:`SharedLinear` becomes a ``chainer.links.Linear`` that computes
+    the same with the wide weight, in the order of the inputs. A saved model
+    can then be loaded without the plugin. As with :func:`share`, everything
+    else stays.
 
     Args:
-        model (~chainer.Link): The model, a chain. It is changed in place.
+        model (chainer.Link): The model, a chain. It is changed in place.
 
     Raises:
-        ValueError: If a shared layer has no weight yet, occurs twice, has
-            link hooks or is of a subclass. Then nothing is changed.
+        ValueError: If a shared layer is the model itself, has no weight yet,
+            occurs twice, has link hooks or is of a subclass. Then nothing is
+            changed.
 
     .. admonition:: Example
 
@@ -247,7 +282,7 @@ def expand(model: chainer.Link) -> None:
     }
     if isinstance(model, SharedLinear):
         raise ValueError(
-            'expand replaces the SharedLinear links in a model, and cannot '
+            'expand replaces the SharedLinear links in a model, but cannot '
             'replace the model itself: put it into a chainer.Sequential'
         )
     for path, link in links.items():
@@ -266,10 +301,10 @@ def expand(model: chainer.Link) -> None:
 
 
 class _Layer:
-    """A layer to share, and what is known of it before."""
+    """A layer to share, and what is known about it before."""
 
     def __init__(
-        self, path: str, link: L.Linear, common_num: int, order: Any
+        self, path: str, link: Linear, common_num: int, order: Any
     ) -> None:
         self.path = path
         self.link = link
@@ -280,20 +315,20 @@ class _Layer:
 
 
 class _Changes:
-    """Changes of a model, which are undone if one of them fails."""
+    """Changes to a model, which are undone if one of them fails."""
 
-    def __init__(self, model: chainer.Link) -> None:
+    def __init__(self, model: Link) -> None:
         self.model = model
         self.undo = contextlib.ExitStack()
         self.restarted: list[str] = []
 
     def replace(
-        self, path: str, old: L.Linear, in_size: int, W: Any, **sharing: Any
+        self, path: str, old: Any, in_size: int, W: Any, **sharing: Any
     ) -> Any:
         """Puts a link with another weight in the place of an old one."""
-        make = SharedLinear if sharing else L.Linear
+        make = SharedLinear if sharing else Linear
         with chainer.using_config('dtype', old.W.dtype):
-            new = make(in_size, old.out_size, True, to_cpu(W), **sharing)
+            new: Any = make(in_size, old.out_size, True, to_cpu(W), **sharing)
         new.to_device(old.device)
         new.name = old.name
         new.W.update_rule = self.restart(path + '/W', old.W.update_rule)
@@ -304,19 +339,20 @@ class _Changes:
         _put(self.model, path, new)
         return new
 
-    def set_array(self, param: chainer.Parameter, array: Any) -> None:
+    def set_array(self, param: Parameter, array: Any) -> None:
         """Gives a parameter another array of the same shape."""
         self.undo.callback(setattr, param, 'grad', param.grad)
         self.undo.callback(setattr, param, 'array', param.array)
         param.cleargrad()
-        param.array = param.device.send(array.astype(param.dtype))
+        sent = param.device.send(array.astype(param.dtype))
+        param.array = sent  # type: ignore[misc]  # it can be set
 
     def keep(self) -> None:
-        """Keeps the changes, where they would be undone."""
+        """Keeps the changes; without this they are undone."""
         self.undo.pop_all()
         for link in self.model.links():
-            # What static_graph has recorded of a link uses the old arrays.
-            vars(link).pop('schedule_manager', None)
+            # What static_graph has recorded uses the old arrays.
+            link.__dict__.pop('schedule_manager', None)
 
     def restart(self, path: str, rule: Any) -> Any:
         """Returns a copy of an update rule without its state."""
@@ -331,11 +367,11 @@ class _Changes:
         return rule
 
 
-def _put(model: chainer.Link, path: str, new: chainer.Link) -> None:
+def _put(model: Link, path: str, new: Link) -> None:
     parent_path, _, name = path.rpartition('/')
     parent = dict(model.namedlinks())[parent_path or '/']
     if isinstance(parent, chainer.ChainList):
-        # Sequential's own way to set a layer may give the others new numbers.
+        # Setting a layer of a Sequential might renumber the others.
         links = parent._children
         if isinstance(parent, chainer.Sequential):
             layers = parent._layers
@@ -345,13 +381,13 @@ def _put(model: chainer.Link, path: str, new: chainer.Link) -> None:
         setattr(parent, name, new)
 
 
-def _choose(model: chainer.Link, common_num: Any, order: Any) -> list[_Layer]:
+def _choose(model: Link, common_num: Any, order: Any) -> list[_Layer]:
     links = dict(model.namedlinks(skipself=True))
-    linear = [path for path, link in links.items() if type(link) is L.Linear]
+    linear = [path for path, link in links.items() if type(link) is Linear]
     if not linear:
         raise ValueError(
-            'share replaces the Linear links in a model, and this {} holds '
-            'none; a model that is itself a Linear has to be put into a '
+            'share replaces the Linear links in a model, but this {} holds '
+            'none; if the model itself is a Linear, put it into a '
             'chainer.Sequential'.format(type(model).__name__)
         )
     setting = 'common_num of share'
@@ -392,7 +428,7 @@ def _choose(model: chainer.Link, common_num: Any, order: Any) -> list[_Layer]:
 
 def _match(
     values: Any,
-    links: Mapping[str, chainer.Link],
+    links: Mapping[str, Link],
     candidates: list[str],
     setting: str,
 ) -> dict[str, Any]:
@@ -400,6 +436,11 @@ def _match(
     if not isinstance(values, Mapping):
         return dict.fromkeys(candidates, values)
     for pattern in values:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                "{}: paths must be strings such as '/l1', but one is "
+                '{!r}'.format(setting, pattern)
+            )
         if not any(fnmatchcase(path, pattern) for path in candidates):
             link = links.get(pattern)
             raise ValueError(
@@ -408,10 +449,10 @@ def _match(
                     pattern,
                     'matches none of the layers'
                     if link is None
-                    else 'is a {}, and not chainer.links.Linear'.format(
+                    else 'is a {}, not a chainer.links.Linear'.format(
                         type(link).__name__
                     )
-                    if type(link) is not L.Linear
+                    if type(link) is not Linear
                     else 'is not shared',
                     ', '.join(candidates) or 'none',
                 )
@@ -432,11 +473,11 @@ def _match(
     return found
 
 
-def _check_link(model: chainer.Link, path: str, link: L.Linear) -> None:
+def _check_link(model: Link, path: str, link: Linear) -> None:
     if not getattr(link.W.array, 'size', 0):
         raise ValueError(
-            '{} has no weight yet: call the model once, or load a file, '
-            'first'.format(path)
+            '{} has no weight yet: first call the model once, or load a '
+            'file'.format(path)
         )
     for param in link.params():
         places = [
@@ -446,75 +487,75 @@ def _check_link(model: chainer.Link, path: str, link: L.Linear) -> None:
         ]
         if len(places) > 1:
             raise ValueError(
-                '{} cannot be changed, because the model has its {} in '
-                'several places: {}'.format(
-                    path, param.name, ', '.join(places)
-                )
+                '{} cannot be changed, because its {} occurs in several '
+                'places: {}'.format(path, param.name, ', '.join(places))
             )
     if link.local_link_hooks:
         raise ValueError(
-            '{} cannot be changed, because it has link hooks, {}: delete '
+            '{} cannot be changed, because it has link hooks ({}); delete '
             'them first'.format(path, ', '.join(link.local_link_hooks))
         )
 
 
 def _check_pairs(
-    model: chainer.Link, layers: list[_Layer], fold: Mapping[str, str]
+    model: Link, layers: list[_Layer], fold: Mapping[str, str]
 ) -> Mapping[str, str]:
     links = dict(model.namedlinks())
     orders = {layer.path: layer.order for layer in layers}
     for path, target in fold.items():
         pair = 'fold of share cannot fold {} into {}: '.format(path, target)
         if path not in orders:
-            raise ValueError(
-                pair + '{} is not shared by this call'.format(path)
-            )
+            raise ValueError(pair + 'this call does not share {}'.format(path))
         if isinstance(orders[path], str) and orders[path] == 'contiguous':
-            raise ValueError(pair + 'its inputs keep their order')
-        before = links.get(target)
-        if before is None or type(before) not in (L.Linear, SharedLinear):
             raise ValueError(
-                pair + '{} is no linear layer of the model'.format(target)
+                pair + '{} is contiguous, so it has no order'.format(path)
+            )
+        before = links.get(target)
+        if before is None or type(before) not in (Linear, SharedLinear):
+            raise ValueError(
+                pair + '{} is not a linear layer of the model'.format(target)
             )
         _check_link(model, target, before)
         if target == path or list(fold.values()).count(target) > 1:
-            raise ValueError(pair + 'its rows can have one order only')
+            raise ValueError(
+                pair + '{} can take over only one order'.format(target)
+            )
         in_size = links[path].W.shape[1]
         if before.out_size != in_size:
             raise ValueError(
                 pair
-                + 'the first has {} inputs, the second {} outputs'.format(
+                + 'the first has {} inputs, but the second {} outputs'.format(
                     in_size, before.out_size
                 )
             )
     return fold
 
 
-def _check_batches(inputs: Any) -> list[tuple]:
+def _check_batches(inputs: Any) -> list[tuple[Any, ...]]:
     if inputs is None:
         return []
     if isinstance(inputs, chainer.dataset.Iterator):
         raise ValueError(
-            'inputs of share must be an array or an iterable of batches, and '
-            'not a {}, whose batches are lists of examples and may never '
+            'inputs of share must be an array or an iterable of batches, not '
+            'a {}: its batches are lists of examples, and it may never '
             'end'.format(type(inputs).__name__)
         )
-    if isinstance(inputs, (chainer.Variable, *chainer.get_array_types())):
+    if isinstance(inputs, (Variable, *chainer.get_array_types())):
         inputs = [inputs]
     batches = [
         batch if isinstance(batch, tuple) else (batch,) for batch in inputs
     ]
     if not batches:
-        raise ValueError('inputs of share has no batch')
+        raise ValueError('inputs of share must hold at least one batch')
     return batches
 
 
 class _Watch(chainer.LinkHook):
-    """Shows inputs and outputs of some links, as matrices, to functions."""
+    """Passes the inputs and outputs of some links, as matrices, on."""
 
     name = 'share'
 
-    def __init__(self, functions: Mapping[Any, Callable]) -> None:
+    def __init__(self, functions: Mapping[Any, _Function]) -> None:
         self.functions = functions
 
     def forward_postprocess(self, args: Any) -> None:
@@ -525,8 +566,8 @@ class _Watch(chainer.LinkHook):
             rows = y.size // out_size
             if x.size != rows * columns:
                 raise ValueError(
-                    'share cannot share a layer that the patch shares '
-                    'already, with a W of shape {} for {} columns of '
+                    'share cannot share a layer that the patch already '
+                    'shares: its W of shape {} is used for {} columns of '
                     'input'.format(args.link.W.shape, x.size // rows)
                 )
             self.functions[args.link](
@@ -535,10 +576,10 @@ class _Watch(chainer.LinkHook):
 
 
 def _run(
-    model: chainer.Link,
-    batches: list[tuple],
-    functions: Mapping[Any, Callable],
-) -> list:
+    model: Link,
+    batches: list[tuple[Any, ...]],
+    functions: Mapping[Any, _Function],
+) -> list[Any]:
     """Returns the model's outputs for all batches."""
 
     def reset() -> None:
@@ -549,7 +590,7 @@ def _run(
     reset()
     try:
         with chainer.using_config('train', False), chainer.no_backprop_mode():
-            # A static graph does not call links again.
+            # A static graph would not call the links again.
             with chainer.using_config('use_static_graph', False):
                 with _Watch(functions):
                     return [model(*batch) for batch in batches]
@@ -558,7 +599,7 @@ def _run(
 
 
 def _watch(
-    model: chainer.Link, layers: list[_Layer], batches: list[tuple]
+    model: Link, layers: list[_Layer], batches: list[tuple[Any, ...]]
 ) -> list[_Layer]:
     """Returns the layers in the order of their execution."""
     reached: dict[_Layer, None] = {}
@@ -569,8 +610,8 @@ def _watch(
         layer.outputs.append(y)
         if not numpy.isfinite(layer.squares.sum() + y.sum(dtype='d')):
             raise ValueError(
-                'inputs of share give {} an input or output that is not '
-                'finite, or is too large'.format(layer.path)
+                'with the inputs of share, an input or output of {} is not '
+                'finite or too large'.format(layer.path)
             )
 
     functions = {
@@ -595,13 +636,17 @@ def _watch(
 
 
 def _share_layer(
-    changes: _Changes, layer: _Layer, batches: list[tuple], add_bias: bool
+    changes: _Changes,
+    layer: _Layer,
+    batches: list[tuple[Any, ...]],
+    add_bias: bool,
 ) -> SharedLayer:
-    link, path, n = layer.link, layer.path, layer.common_num
+    link: Any = layer.link
+    path, n = layer.path, layer.common_num
     W = to_cpu(link.W.array)
     weights = numpy.ones(W.shape[1])
     if layer.squares.any():
-        # A little more for inputs that are zero in these few examples.
+        # A little more, for inputs that are zero in these few examples.
         weights = layer.squares / layer.squares.mean() + 0.01
     order = layer.order
     if isinstance(order, str):
@@ -620,7 +665,7 @@ def _share_layer(
     if bias is not None:
         if new.b is None:
             with new.init_scope():
-                new.b = chainer.Parameter(numpy.zeros(len(W), W.dtype))
+                new.b = Parameter(numpy.zeros(len(W), W.dtype))
             new.b.to_device(link.device)
             new.b.update_rule = _new_update_rule(link.W.update_rule)
         changes.set_array(new.b, bias)
@@ -636,7 +681,7 @@ def _share_layer(
 
 
 def _new_update_rule(rule: Any) -> Any:
-    """Returns the update rule of a new parameter, like another's."""
+    """Returns a new parameter's update rule, modelled on another's."""
     if rule is None:
         return None
     new = type(rule)(rule.hyperparam.parent)
@@ -651,14 +696,14 @@ def _average(
     order: Optional[numpy.ndarray],
     weights: numpy.ndarray,
 ) -> tuple[numpy.ndarray, float]:
-    """Returns the means of the columns that share, and their error."""
+    """Returns the means of the columns that share, and the error of these."""
     if order is None:
         order = numpy.arange(W.shape[1])
     weights = weights[order].reshape(common_num, -1)
     weights = weights / weights.sum(axis=0)
     narrow = numpy.empty((len(W), weights.shape[1]), W.dtype)
     squares = error = 0.0
-    for first in range(0, len(W), _ROWS):  # for the memory
+    for first in range(0, len(W), _ROWS):  # to save memory
         rows = slice(first, first + _ROWS)
         blocks = W[rows][:, order].astype('d')
         blocks = blocks.reshape(len(blocks), common_num, -1)
@@ -671,20 +716,23 @@ def _average(
 
 
 def _refit(
-    model: chainer.Link,
+    model: Link,
     layer: _Layer,
-    batches: list[tuple],
+    batches: list[tuple[Any, ...]],
     order: Optional[numpy.ndarray],
     W: numpy.ndarray,
     has_bias: bool,
-) -> tuple:
+) -> tuple[numpy.ndarray, Optional[numpy.ndarray], float]:
     """Returns W, perhaps a bias, and the relative error of the outputs.
 
-    The new W and bias solve a ridge regression that shrinks what is added to
-    W. The ridge is 3 % of the mean eigenvalue, so that the condition number
-    is bounded by the number of columns over 0.03, whatever the inputs are.
+    The new W and bias solve a ridge regression (Hoerl and Kennard, 1970) that
+    shrinks what is added to W; with fewer examples than columns, in its dual
+    variables (Saunders, Gammerman and Vovk, "Ridge regression learning
+    algorithm in dual variables", 1998). The ridge is 3 % of the mean
+    eigenvalue, so the condition number is bounded by the number of columns
+    over 0.03, whatever the inputs are.
     """
-    sums: list[numpy.ndarray] = []
+    sums: list[Any] = []
 
     def watch(x: numpy.ndarray, y: numpy.ndarray) -> None:
         sums.append(sum_blocks(x, layer.common_num, 'd', order))
@@ -694,11 +742,11 @@ def _refit(
     y = numpy.concatenate(layer.outputs).astype('d')
     if len(S) != len(y) or not numpy.isfinite(S).all():
         raise ValueError(
-            'with the layers before it shared, the model {} {}'.format(
-                'gives inputs that are not finite to'
-                if len(S) == len(y)
-                else 'no longer calls as often as before',
+            'once the layers before {} are shared, {}'.format(
                 layer.path,
+                'its inputs are not finite'
+                if len(S) == len(y)
+                else 'the model no longer calls it as often as before',
             )
         )
     residual = y - S @ W.T
@@ -720,7 +768,7 @@ def _refit(
         bias = (means[1] - means[0] @ change).astype(W.dtype)
     if not (numpy.isfinite(new_W).all() and numpy.isfinite(bias).all()):
         raise ValueError(
-            'refitted, {} has elements out of the range of {}'.format(
+            'the refitted {} has elements outside the range of {}'.format(
                 layer.path, W.dtype
             )
         )
@@ -729,7 +777,7 @@ def _refit(
 
 
 def _fold(
-    changes: _Changes, path: str, target: str, batches: list[tuple]
+    changes: _Changes, path: str, target: str, batches: list[tuple[Any, ...]]
 ) -> None:
     links = dict(changes.model.namedlinks())
     link, before = links[path], links[target]
@@ -758,20 +806,20 @@ def _fold(
         if not error <= bound:
             raise ValueError(
                 'fold of share cannot fold {0} into {1}: that changes the '
-                'outputs of the model. Between the two, only elementwise '
-                'functions may stand (not BatchNormalization), and only {0} '
-                'may use what {1} returns'.format(path, target)
+                'outputs of the model. Only elementwise functions may stand '
+                'between the two (not BatchNormalization), and only {0} may '
+                'use the outputs of {1}'.format(path, target)
             )
 
 
 def _arrays(outputs: Any) -> Iterator[numpy.ndarray]:
-    """Yields the float arrays among what a model returns."""
+    """Yields the float arrays that a model returns."""
     if isinstance(outputs, Mapping):
         outputs = list(outputs.values())
     if isinstance(outputs, (list, tuple)):
         for each in outputs:
             yield from _arrays(each)
-    elif isinstance(outputs, (chainer.Variable, *chainer.get_array_types())):
+    elif isinstance(outputs, (Variable, *chainer.get_array_types())):
         array = to_cpu(chainer.as_array(outputs))
         if array.dtype.kind == 'f':
             yield array

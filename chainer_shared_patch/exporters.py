@@ -1,4 +1,4 @@
-"""What Chainer's exporters make of a shared layer: ONNX, or an error."""
+"""How Chainer's exporters treat a shared layer: ONNX, or an error."""
 
 from __future__ import annotations
 
@@ -12,17 +12,30 @@ from chainer_shared_patch.functions import SharedLinearFunction
 import numpy
 
 
-def convert_shared_linear(params: Any) -> tuple:
-    """Writes a shared layer as the sum of the blocks and a narrow Gemm.
+def convert_shared_linear(params: Any) -> Any:
+    """Converts a shared layer to the sum of its blocks and a narrow Gemm.
 
     As in Chainer, the sum is computed in float32 at least and not rounded.
 
     Args:
-        params (FunctionConverterParams): The node and its names, as
-            ``onnx_chainer`` gives them to its converters.
+        params (FunctionConverterParams): The function node and its names, as
+            ``onnx_chainer`` passes them to its converters.
 
     Returns:
         tuple: The nodes of the ONNX graph.
+
+    .. admonition:: Example
+
+        It is what ``onnx_chainer`` calls:
+
+        >>> from chainer_shared_patch import SharedLinear
+        >>> import numpy as np
+        >>> import onnx_chainer
+        >>> layer = SharedLinear(20, 5, common_num=10)
+        >>> x = np.ones((1, 20), np.float32)
+        >>> model = onnx_chainer.export(layer, x)
+        >>> [node.op_type for node in model.graph.node][-2:]
+        ['ReduceSum', 'Gemm']
 
     """
     from onnx_chainer import onnx_helper
@@ -40,14 +53,14 @@ def convert_shared_linear(params: Any) -> tuple:
     )
     shape = (node.common_num, node.inputs[1].shape[1])
     if node.order is None:
-        # 0 is the batch size, whatever it is.
+        # 0 stands for the batch size, whatever it is.
         shape_name = context.add_const(
             numpy.array((0, *shape), numpy.int64), 'shape'
         )
         x = graph.op('Reshape', [x, shape_name])
         axis = 1
     else:
-        # For batches, rows are faster to gather than columns in onnxruntime.
+        # For batches, onnxruntime gathers rows faster than columns.
         order = to_cpu(node.order).reshape(shape)
         x = graph.op('Transpose', [x], perm=[1, 0])
         x = graph.op('Gather', [x, context.add_const(order, 'order')], axis=0)
@@ -57,7 +70,7 @@ def convert_shared_linear(params: Any) -> tuple:
     else:
         axes = context.add_const(numpy.array([axis], numpy.int64), 'axes')
         x = graph.op('ReduceSum', [x, axes], keepdims=0)
-    # Up to opset 10, Gemm has to have a bias.
+    # Up to opset 10, Gemm must have a bias.
     b = b or [context.add_const(numpy.zeros(1, dtype), 'bias')]
     y = graph.op('Gemm', [x, W, *b], transA=1 - axis, transB=1)
     if dtypes[0] != dtype:
@@ -68,9 +81,8 @@ def convert_shared_linear(params: Any) -> tuple:
 def _add_converter(mapping: Any) -> None:
     convert_linear = mapping.converters['LinearFunction']
 
-    # A subclass of Chainer's LinearFunction may have the same name, shared
-    # or not.
-    def convert(params: Any) -> tuple:
+    # Subclasses of LinearFunction can have this name too, shared or not.
+    def convert(params: Any) -> Any:
         if isinstance(params.func, SharedLinearFunction):
             return convert_shared_linear(params)
         return convert_linear(params)
@@ -84,16 +96,17 @@ def _refuse_shared_layers(caffe: Any) -> None:
 
     # It is called before a file is opened.
     @functools.wraps(dump_graph)
-    def dump_graph_unshared(outputs: Any) -> list:
+    def dump_graph_unshared(outputs: Any) -> Any:
         nodes = dump_graph(outputs)
         for node in nodes:
             if isinstance(node, SharedLinearFunction):
+                inputs: Any = node.inputs
                 raise ValueError(
                     'cannot export a linear layer whose W of shape {} is '
-                    'shared by {} blocks of the input: no layer of Caffe '
-                    'computes it. Export to ONNX, or convert a SharedLinear '
-                    'with chainer_shared_patch.expand first'.format(
-                        node.inputs[1].shape, node.common_num
+                    'shared by {} blocks of the input: Caffe has no such '
+                    'layer. Export to ONNX, or first convert a SharedLinear '
+                    'with chainer_shared_patch.expand'.format(
+                        inputs[1].shape, node.common_num
                     )
                 )
         return nodes
@@ -102,16 +115,28 @@ def _refuse_shared_layers(caffe: Any) -> None:
 
 
 def register() -> None:
-    """Teaches the exporters, now or when they are imported."""
+    """Teaches the exporters about shared layers.
+
+    This happens now or once an exporter is imported. Importing
+    ``chainer_shared_patch`` calls it.
+
+    .. admonition:: Example
+
+        >>> import chainer_shared_patch
+        >>> from onnx_chainer import mapping
+        >>> 'SharedLinearFunction' in mapping.converters
+        True
+
+    """
     importing.register(
         Fix(
             module=module,
-            broken='knows no shared layer',
+            broken='does not know shared layers',
             since='always',
             is_needed=lambda: True,
-            mend=mend,
+            apply=apply,
         )
-        for module, mend in (
+        for module, apply in (
             ('onnx_chainer.mapping', _add_converter),
             ('chainer.exporters.caffe', _refuse_shared_layers),
         )

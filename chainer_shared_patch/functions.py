@@ -1,4 +1,4 @@
-"""What takes the place of ``LinearFunction``'s methods.
+"""The arithmetic of a shared layer, and what replaces Chainer's methods.
 
 With ``n = common_num``, ``k = in_size / n`` and the blocks
 :math:`x_j = x_{:, jk:(j+1)k}` of the input, a shared layer computes
@@ -10,51 +10,74 @@ With ``n = common_num``, ``k = in_size / n`` and the blocks
     g_x &= \\mathrm{tile}(g_y W, (1, n)), \\\\
     g_W &= g_y^\\top \\sum_j x_j.
 
-The algorithm ``'sum'`` computes the right-hand sides, ``'tile'`` the
-definition itself: it builds the wide weight and multiplies with that.
+The first form of :math:`y` is that of the article "Tinkering with Chainer's
+connections to make a new layer" (masataka46, 2016). The second follows from
+it because the product is linear; the gradients follow from the chain rule.
+
+The algorithm ``'sum'`` computes the right-hand sides. ``'tile'`` follows the
+definition: it builds the wide weight and multiplies by it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 import functools
-from typing import Any
+from typing import Any, Optional, Union
 
 from chainer_shared_patch import blocks, config
 import chainer
+from chainer.function_node import FunctionNode
 from chainer.functions.array.cast import Cast
 from chainer.functions.connection import linear
 from chainer.functions.math.sum import Sum
 from chainer.graph_optimizations import static_code
+from chainer.types import NdArray, Shape
 from chainer.utils import type_check
+from chainer.variable import Variable
 import numpy
 
 Method = Callable[..., Any]
+# What Chainer's functions take.
+VariableOrArray = Union[Variable, NdArray]
 
 
 class SharedLinearFunction(linear.LinearFunction):
-    """``LinearFunction`` of a weight that the blocks of the input share.
+    """A ``LinearFunction`` whose weight the blocks of the input share.
 
-    A ``LinearFunction`` becomes one when its forward pass finds its layer
-    shared. From then on the node carries all that its passes need, whatever
-    the configuration is by then and whether or not the patch is still
-    installed; and hooks, graphs and exporters see what it is.
+    Under the patch, a ``LinearFunction`` becomes one when its forward pass
+    finds that its layer is shared. From then on the node carries all that it
+    needs: it no longer depends on the configuration or on the patch. Hooks,
+    graphs and exporters see a shared layer.
 
     Attributes:
         common_num (int): The number of blocks.
         shared_algorithm (str): ``'sum'`` or ``'tile'``.
-        order (:ref:`ndarray`): The order in which the columns of the input
-            make up the blocks, or ``None`` if they do as they lie.
+        order (array): The order in which the columns of the input form the
+            blocks: an integer array of shape ``(in_size,)``. If ``None``,
+            each block is contiguous.
+
+    .. admonition:: Example
+
+        >>> from chainer_shared_patch import patched
+        >>> import chainer.functions as F
+        >>> import numpy as np
+        >>> x = np.ones((2, 20), np.float32)
+        >>> W = np.ones((3, 2), np.float32)
+        >>> with patched(common_num=10):
+        ...     y = F.linear(x, W)
+        >>> y.creator.label
+        'SharedLinearFunction (common_num=10)'
 
     """
 
     common_num: int
     shared_algorithm: str
-    order: Any = None
-    _summed_x: Any
+    order: Optional[NdArray] = None
+    _summed_x: NdArray
 
     @property
     def label(self) -> str:
+        """str: What hooks, graphs and error messages call the function."""
         return 'SharedLinearFunction (common_num={})'.format(self.common_num)
 
     def check_type_forward(self, in_types: Any) -> None:
@@ -84,10 +107,10 @@ class SharedLinearFunction(linear.LinearFunction):
                 b_type.shape[0] == W_type.shape[0],
             )
 
-    def forward_chainerx(self, inputs: tuple) -> Any:
+    def forward_chainerx(self, inputs: tuple[NdArray, ...]) -> Any:
         return chainer.Fallback
 
-    def forward(self, inputs: tuple) -> tuple:
+    def forward(self, inputs: tuple[NdArray, ...]) -> tuple[NdArray, ...]:
         if not chainer.config.type_check:
             with type_check.get_function_check_context(self):
                 self.check_type_forward(
@@ -101,17 +124,19 @@ class SharedLinearFunction(linear.LinearFunction):
             self._summed_x = x
         else:
             (W,) = _static_tile_blocks(self.common_num, self.order, inputs=[W])
-        # x and W now fit each other, and Chainer's own method takes over. The
-        # indexes that it retains are those of the full x and the narrow W.
+        # x and W now fit each other, so Chainer's own method takes over. The
+        # indexes that it retains are those of the whole x and the narrow W.
         (y,) = super().forward((x, W) + inputs[2:])
         if y.dtype != inputs[0].dtype:
             (y,) = _static_cast(inputs[0].dtype, inputs=[y])
         return (y,)
 
-    def backward(self, indexes: tuple, grad_outputs: tuple) -> list:
+    def backward(
+        self, indexes: tuple[int, ...], grad_outputs: tuple[Variable, ...]
+    ) -> list[Variable]:
         x, W = self.get_retained_inputs()
         gy = chainer.as_variable(grad_outputs[0])
-        # Otherwise arrays are enough: nobody looks at the functions.
+        # Otherwise arrays suffice: nothing looks at the functions.
         if (
             chainer.config.enable_backprop
             or chainer.config.schedule_func is not None  # a static graph
@@ -125,12 +150,17 @@ class SharedLinearFunction(linear.LinearFunction):
         ]
 
     def _backward(
-        self, indexes: tuple, x: Any, W: Any, gy: Any, run: Method
-    ) -> list:
+        self,
+        indexes: tuple[int, ...],
+        x: VariableOrArray,
+        W: VariableOrArray,
+        gy: VariableOrArray,
+        run: Method,
+    ) -> list[Any]:
         n, order = self.common_num, self.order
         summing = self.shared_algorithm == 'sum'
 
-        def cast(x: Any, dtype: numpy.dtype) -> Any:
+        def cast(x: Any, dtype: numpy.dtype[Any]) -> Any:
             return x if x.dtype == dtype else run(Cast(dtype), x)
 
         ret = []
@@ -147,7 +177,7 @@ class SharedLinearFunction(linear.LinearFunction):
                 ret.append(cast(gx, x.dtype))
             if 1 in indexes:
                 if summing and chainer.config.enable_backprop:
-                    # What forward has kept is no part of the graph of x.
+                    # What forward kept is not part of the graph of x.
                     x = run(blocks.SumBlocks(n, W.dtype, order), x)
                 elif summing:
                     x = self._summed_x
@@ -160,78 +190,112 @@ class SharedLinearFunction(linear.LinearFunction):
         return ret
 
 
-def _apply(function: chainer.FunctionNode, *inputs: Any) -> Any:
+def _apply(function: FunctionNode, *inputs: VariableOrArray) -> Any:
     return function.apply(inputs)[0]
 
 
-def _forward(function: chainer.FunctionNode, *inputs: Any) -> Any:
+def _forward(function: FunctionNode, *inputs: NdArray) -> Any:
     return function.forward(inputs)[0]
 
 
 def shared_linear(
-    x: Any, W: Any, b: Any, common_num: int, order: Any = None
-) -> chainer.Variable:
+    x: VariableOrArray,
+    W: VariableOrArray,
+    b: Optional[VariableOrArray],
+    common_num: int,
+    order: Optional[NdArray] = None,
+) -> Variable:
     """Applies a shared layer, whether or not the patch is installed.
 
+    .. math::
+        y_{bo} = \\sum_i W_{oi} \\sum_{j=0}^{n-1} x_{b, p_{jk+i}} + b_o
+
+    With :math:`n` = ``common_num``, this is a linear layer with the weight
+    tiled :math:`n` times, as in "Tinkering with Chainer's connections to make
+    a new layer" (masataka46, 2016), in the order :math:`p`.
+
     Args:
-        x (:class:`~chainer.Variable` or :ref:`ndarray`): Float matrix of
-            shape ``(B, common_num * k)``.
-        W (:class:`~chainer.Variable` or :ref:`ndarray`): Float matrix of
-            shape ``(out_size, k)``.
-        b (:class:`~chainer.Variable`, :ref:`ndarray` or None): Float vector
-            of shape ``(out_size,)``.
+        x (chainer.Variable or array): Float matrix of shape
+            ``(B, common_num * k)``.
+        W (chainer.Variable or array): Float matrix of shape
+            ``(out_size, k)``.
+        b (chainer.Variable, array or None): Vector of shape ``(out_size,)``,
+            with the dtype of ``x``.
         common_num (int): The number of blocks.
-        order (:ref:`ndarray`): The order in which the columns of the input
-            make up the blocks, or ``None`` if they do as they lie.
+        order (array): The order :math:`p` in which the columns of ``x`` form
+            the blocks: an integer permutation of shape ``(common_num * k,)``.
+            If ``None``, each block is contiguous.
 
     Returns:
-        ~chainer.Variable: Matrix of shape ``(B, out_size)``.
+        chainer.Variable: Matrix of shape ``(B, out_size)``, with the dtype of
+        ``x``.
+
+    Raises:
+        chainer.utils.type_check.InvalidType: If the shapes or dtypes do not
+            fit each other.
+        ValueError: If ``chainer.config.shared_algorithm`` is neither
+            ``'sum'`` nor ``'tile'``.
+
+    .. admonition:: Example
+
+        >>> import numpy as np
+        >>> from chainer_shared_patch.functions import shared_linear
+        >>> x = np.array([[1., 2., 10., 20.]])
+        >>> W = np.array([[1., 0.], [1., 1.]])
+        >>> shared_linear(x, W, None, common_num=2).array
+        array([[11., 33.]])
 
     """
     node = SharedLinearFunction()
     node.common_num = common_num
     node.shared_algorithm = config.get_shared_algorithm()
     node.order = order
+    y: Variable
     (y,) = node.apply((x, W) if b is None else (x, W, b))
     return y
 
 
-# A static graph runs again only what it has seen as static code, and follows
-# only the arrays that are inputs or outputs of such.
+# A static graph reruns only static code, and follows only the arrays that are
+# inputs or outputs of static code.
 
 
 @static_code
 def _static_sum_blocks(
-    common_num: int, dtype: numpy.dtype, order: Any, inputs: list
-) -> tuple:
+    common_num: int,
+    dtype: numpy.dtype[Any],
+    order: Optional[NdArray],
+    inputs: list[NdArray],
+) -> tuple[NdArray]:
     return (blocks.sum_blocks(inputs[0], common_num, dtype, order),)
 
 
 @static_code
-def _static_tile_blocks(common_num: int, order: Any, inputs: list) -> tuple:
+def _static_tile_blocks(
+    common_num: int, order: Optional[NdArray], inputs: list[NdArray]
+) -> tuple[NdArray]:
     return (blocks.tile_blocks(inputs[0], common_num, order),)
 
 
 @static_code
-def _static_cast(dtype: numpy.dtype, inputs: list) -> tuple:
+def _static_cast(
+    dtype: numpy.dtype[Any], inputs: list[NdArray]
+) -> tuple[NdArray]:
     return (inputs[0].astype(dtype),)
 
 
-def _shapes(in_types: Any) -> tuple[tuple, tuple]:
+def _shapes(in_types: Any) -> tuple[Shape, Shape]:
     x_type, W_type = in_types[:2]
     return type_check.eval(x_type.shape), type_check.eval(W_type.shape)
 
 
-def _is_shared(
-    node: linear.LinearFunction, x_shape: tuple, W_shape: tuple
-) -> bool:
+def _is_shared(node: Any, x_shape: Shape, W_shape: Shape) -> bool:
     """Returns whether a layer is shared, and makes its node say so."""
     if x_shape[1:] == W_shape[1:]:
         return False
     if isinstance(node, SharedLinearFunction):
         return True
     common_num = config.get_common_num()
-    # Arrays that are no matrices are Chainer's own to refuse.
+    # Arrays that are not matrices are left for Chainer to refuse.
     if common_num == 1 or len(x_shape) != 2 or len(W_shape) != 2:
         return False
     node.shared_algorithm = config.get_shared_algorithm()
@@ -248,16 +312,15 @@ def _shared_class(cls: Any) -> Any:
     return type(cls.__name__, (cls, SharedLinearFunction), {})
 
 
-# What takes the place of LinearFunction's methods decides whether a layer is
-# shared, and leaves it to the class above if it is. A subclass may call any of
-# them by name.
+# What replaces LinearFunction's methods decides whether a layer is shared and,
+# if so, leaves it to the class above. A subclass may call any of them by name.
 
 
-def make_check_type_forward(original: Method) -> Method:
+def _make_check_type_forward(original: Method) -> Method:
     """Makes the method that also lets the shapes of shared layers pass."""
 
     @functools.wraps(original)
-    def check_type_forward(self: linear.LinearFunction, in_types: Any) -> None:
+    def check_type_forward(self: Any, in_types: Any) -> Any:
         try:
             return original(self, in_types)
         except type_check.InvalidType:
@@ -268,11 +331,11 @@ def make_check_type_forward(original: Method) -> Method:
     return check_type_forward
 
 
-def make_forward(original: Method) -> Method:
+def _make_forward(original: Method) -> Method:
     """Makes the method that computes shared layers too."""
 
     @functools.wraps(original)
-    def forward(self: linear.LinearFunction, inputs: tuple) -> tuple:
+    def forward(self: Any, inputs: tuple[NdArray, ...]) -> Any:
         if _is_shared(self, inputs[0].shape, inputs[1].shape):
             return SharedLinearFunction.forward(self, inputs)
         return original(self, inputs)
@@ -280,11 +343,11 @@ def make_forward(original: Method) -> Method:
     return forward
 
 
-def make_forward_chainerx(original: Method) -> Method:
+def _make_forward_chainerx(original: Method) -> Method:
     """Makes the method that leaves shared layers to NumPy and CuPy."""
 
     @functools.wraps(original)
-    def forward_chainerx(self: linear.LinearFunction, inputs: tuple) -> Any:
+    def forward_chainerx(self: Any, inputs: tuple[NdArray, ...]) -> Any:
         if _is_shared(self, inputs[0].shape, inputs[1].shape):
             return SharedLinearFunction.forward_chainerx(self, inputs)
         return original(self, inputs)
@@ -292,12 +355,14 @@ def make_forward_chainerx(original: Method) -> Method:
     return forward_chainerx
 
 
-def make_backward(original: Method) -> Method:
+def _make_backward(original: Method) -> Method:
     """Makes the method that takes shared layers back the way they came."""
 
     @functools.wraps(original)
     def backward(
-        self: linear.LinearFunction, indexes: tuple, grad_outputs: tuple
+        self: Any,
+        indexes: tuple[int, ...],
+        grad_outputs: tuple[Variable, ...],
     ) -> Any:
         if isinstance(self, SharedLinearFunction):
             return SharedLinearFunction.backward(self, indexes, grad_outputs)
@@ -307,8 +372,8 @@ def make_backward(original: Method) -> Method:
 
 
 FACTORIES: dict[str, Callable[[Method], Method]] = {
-    'backward': make_backward,
-    'forward_chainerx': make_forward_chainerx,
-    'forward': make_forward,
-    'check_type_forward': make_check_type_forward,
+    'backward': _make_backward,
+    'forward_chainerx': _make_forward_chainerx,
+    'forward': _make_forward,
+    'check_type_forward': _make_check_type_forward,
 }

@@ -1,4 +1,4 @@
-"""Which columns of a trained weight are to share."""
+"""Groups the columns of a trained weight that are to share."""
 
 from __future__ import annotations
 
@@ -11,32 +11,37 @@ _AT_ONCE = 2048
 def group_columns(
     W: numpy.ndarray, common_num: int, weights: numpy.ndarray
 ) -> numpy.ndarray:
-    """Groups the columns of a weight that are most alike.
+    """Groups similar columns of a weight.
 
     With :math:`n` = ``common_num``, the columns :math:`w_i` and their weights
-    :math:`e_i`, it looks for groups :math:`c` of :math:`n` columns with a
-    small sum of
+    :math:`e_i`, it looks for groups :math:`c` of :math:`n` columns that make
 
     .. math::
         \\sum_c \\sum_{i \\in c} e_i \\|w_i - m_c\\|^2, \\quad
         m_c = \\sum_{i \\in c} e_i w_i \\Big/ \\sum_{i \\in c} e_i,
 
-    which is the objective of weighted k-means with clusters of equal size.
-    From the blocks as they lie, it exchanges pairs of columns as long as that
-    makes the sum smaller: in each round the best pairs first, and no more
-    than one for a group. More than 2048 columns are first sorted along their
-    principal direction, and grouped in runs of no more than that.
+    small. This is the objective of k-means (MacQueen, "Some methods for
+    classification and analysis of multivariate observations", 1967), here
+    weighted and with clusters of equal size (Malinen and Fränti, "Balanced
+    k-means for clustering", 2014).
+
+    Starting from contiguous blocks, it exchanges pairs of columns as long as
+    that makes the sum smaller: in each round the best pairs first, and each
+    group in at most one of them. More than 2,048 columns are first sorted
+    along their principal direction, then grouped in runs of at most 2,048.
 
     Args:
-        W (numpy.ndarray): Finite matrix of shape ``(out_size, in_size)``.
+        W (numpy.ndarray): Finite float matrix of shape
+            ``(out_size, in_size)``.
         common_num (int): The number of columns in a group, which divides
             ``in_size``.
-        weights (numpy.ndarray): Positive vector of shape ``(in_size,)``.
+        weights (numpy.ndarray): Positive float vector of shape ``(in_size,)``,
+            the :math:`e_i`.
 
     Returns:
-        numpy.ndarray: The ``order`` of
-        :class:`~chainer_shared_patch.SharedLinear`, an int64 permutation of
-        shape ``(in_size,)``.
+        numpy.ndarray: An int64 permutation of shape ``(in_size,)``, the
+        ``order`` of :class:`~chainer_shared_patch.SharedLinear`: group ``i``
+        is ``order[i::in_size // common_num]``.
 
     .. admonition:: Example
 
@@ -69,22 +74,23 @@ def group_columns(
         scaled -= (scaled @ e / e.sum())[:, None]
         scaled *= e
         groups.append(run[_exchange(scaled.T @ scaled, e, common_num)])
-    # Neighbours in the input stay close to each other, where they can.
+    # Keep neighbours in the input close to each other where possible.
     order = numpy.sort(numpy.concatenate(groups), axis=1)
     return order[numpy.argsort(order[:, 0])].T.ravel()
 
 
 def _principal_direction(W: numpy.ndarray, scale: float) -> numpy.ndarray:
-    """Returns the direction in which columns differ most, by power iteration.
+    """Returns the columns' coordinates along their principal direction.
 
-    It is the right singular vector of the largest singular value of ``W``
-    less the mean of its columns.
+    They are the right singular vector to the largest singular value of ``W``
+    less the mean of its columns, computed by power iteration (Golub and Van
+    Loan, "Matrix Computations", 2013).
     """
     v = numpy.random.RandomState(0).randn(W.shape[1]).astype(numpy.float32)
     for _ in range(10):
         v -= v.mean()
         total = numpy.zeros_like(v)
-        for first in range(0, len(W), 256):  # for the memory
+        for first in range(0, len(W), 256):  # to save memory
             rows = (W[first : first + 256] / scale).astype(numpy.float32)
             total += rows.T @ (rows @ v)
         v = total / (numpy.linalg.norm(total) or 1)
@@ -103,13 +109,13 @@ def _exchange(
         common_num (int): The number of columns in a group.
 
     """
-    # To make the sum small is to make another one large, that of the value
-    # |s|^2 / t of each group, where s is the sum of its weighted columns and
-    # t that of its weights.
+    # Expanding the squares, the sum is small where another one is large: that
+    # of the value |s|^2 / t of each group, where s is the sum of its weighted
+    # columns and t that of its weights.
     size = len(dots)
     each = numpy.arange(size)
     norms = dots.diagonal()
-    least = 1e-6 * common_num * (norms / e).mean()  # more than what is rounded
+    least = 1e-6 * common_num * (norms / e).mean()  # above rounding errors
     members = each.reshape(common_num, -1).T
     group = numpy.empty(size, int)
     for _ in range(1000):
@@ -120,7 +126,7 @@ def _exchange(
         s2 = own[members].sum(axis=1)
         t = e[members].sum(axis=1)
         value = s2 / t
-        # gain[i, j] is what the group of i gains when j takes the place of i.
+        # gain[i, j] is what the group of i gains when j replaces i.
         gain = with_sums[:, group].T - own[:, None]
         gain *= 2
         gain += (s2[group] + norms)[:, None] + norms - 2 * dots

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 import copy
 import functools
-from typing import Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 from chainer_shared_patch import config
 import chainer
 from chainer import initializers
 import chainer.functions as F
-import chainer.links as L
+from chainer.link import Link
+from chainer.links.connection.linear import Linear
 from chainer.serializers import HDF5Deserializer, NpzDeserializer
+from chainer.types import InitializerSpec, NdArray
 from chainer.utils import size_of_shape
-from chainer_shared_patch.functions import Method, shared_linear
+from chainer.variable import Parameter, Variable
+from chainer_shared_patch.functions import (
+    Method,
+    VariableOrArray,
+    shared_linear,
+)
 import numpy
 
+Initializer = Union[InitializerSpec, NdArray, float]
+# Which inputs share.
+Order = Union[Literal['interleaved'], Sequence[int], NdArray]
 
-class _ArraysWithoutPickles(dict):
+
+class _ArraysWithoutPickles(dict[str, numpy.ndarray]):
     """The arrays of an npz file by name, each read once and none unpickled.
 
     Unpickling an array of objects can run any code that its author wants.
@@ -48,7 +59,9 @@ class _ArraysWithoutPickles(dict):
         else:
             raise ValueError(
                 '{} is an array of objects, of shape {}, which is not '
-                'unpickled; a link has arrays of numbers'.format(name, shape)
+                'unpickled; a link has arrays of numbers only'.format(
+                    name, shape
+                )
             )
         return self[name]
 
@@ -62,15 +75,15 @@ def _refuse_pickles(serializer: Any) -> Any:
     return serializer
 
 
-def make_serialize(original: Method) -> Method:
-    """Makes the method that does not take a W of another shape for its own.
+def _make_serialize(original: Method) -> Method:
+    """Makes the method that refuses a W of another shape.
 
-    Chainer itself broadcasts what can be broadcast, so that a file of a
-    shared layer with ``(out_size, 1)`` passes for one of a dense layer.
+    Chainer itself broadcasts what it can, so a shared layer's W of shape
+    ``(out_size, 1)`` would be loaded into an ordinary layer.
     """
 
     @functools.wraps(original)
-    def serialize(self: L.Linear, serializer: Any) -> None:
+    def serialize(self: Linear, serializer: Any) -> None:
         serializer = _refuse_pickles(serializer)
         if isinstance(serializer, chainer.Deserializer):
             _refuse_order(self, serializer)
@@ -87,29 +100,29 @@ def _read(serializer: Any, name: str) -> Any:
         return None
 
 
-def _refuse_order(link: L.Linear, serializer: Any) -> None:
+def _refuse_order(link: Linear, serializer: Any) -> None:
     if 'order' in vars(link):  # a subclass has its own
         return
     if getattr(_read(serializer, 'order'), 'size', 0):
         raise ValueError(
-            'cannot load a SharedLinear of common_num {} that has an order '
-            'of its inputs into a Linear, which has none. Load it into a '
+            'cannot load a SharedLinear with common_num {} and an order of '
+            'its inputs into a Linear, which has no order. Load it into a '
             'SharedLinear, then call chainer_shared_patch.expand'.format(
                 _read(serializer, 'common_num')
             )
         )
 
 
-def _check_stored_shape(link: L.Linear, serializer: Any) -> None:
+def _check_stored_shape(link: Linear, serializer: Any) -> None:
     W = getattr(link, 'W', None)
-    if not isinstance(W, chainer.Parameter) or W.array is None:
+    if not isinstance(W, Parameter) or W.array is None:
         return
     try:
         if isinstance(serializer, HDF5Deserializer):
             stored = (serializer.group or {})['W']  # which is not read yet
         else:
             stored = serializer('W', None)
-    except KeyError:  # which the original says better
+    except KeyError:  # the original has the better message
         return
     here, there = W.shape, getattr(stored, 'shape', None) or W.shape
     if here == there:
@@ -121,9 +134,9 @@ def _check_stored_shape(link: L.Linear, serializer: Any) -> None:
         narrow, wide = sorted((here, there))
         if narrow[1] and wide[1] % narrow[1] == 0:
             message += (
-                ': {} is that of an ordinary layer, and {} that of one whose '
-                'input is shared by {} blocks. Load this file into a '
-                'Linear({}, {}), or a file of the other kind'.format(
+                ': {} is the shape in an ordinary layer, and {} that in a '
+                'layer shared by {} blocks of its input. Load this file into '
+                'a Linear({}, {}), or load a file of the other kind'.format(
                     wide, narrow, wide[1] // narrow[1], there[1], there[0]
                 )
             )
@@ -133,11 +146,13 @@ def _check_stored_shape(link: L.Linear, serializer: Any) -> None:
 class _FirstBlock(chainer.initializer.Initializer):
     """Draws an ordinary layer's W, and keeps its first block.
 
-    The layer adds up all of its inputs, so that their number, and not the
-    width of W, is the fan-in to scale for.
+    Each output adds up all inputs, so the fan-in to scale for is their
+    number, not the width of W.
     """
 
-    def __init__(self, initializer: Any, common_num: int) -> None:
+    def __init__(
+        self, initializer: Callable[[NdArray], None], common_num: int
+    ) -> None:
         super().__init__(getattr(initializer, 'dtype', None))
         self.initializer = initializer
         self.common_num = common_num
@@ -151,7 +166,26 @@ class _FirstBlock(chainer.initializer.Initializer):
 
 
 def check_divides(common_num: int, in_size: int) -> None:
-    """Raises an error that names the divisors nearby if it does not."""
+    """Checks that a layer's input can be cut into equal blocks.
+
+    Args:
+        common_num (int): The number of blocks, at least 1.
+        in_size (int): The width of the input.
+
+    Raises:
+        ValueError: If ``in_size`` is less than 1, or ``common_num`` does not
+            divide it. The message names the nearest divisors.
+
+    .. admonition:: Example
+
+        >>> from chainer_shared_patch.links import check_divides
+        >>> check_divides(10, 1000)
+
+    """
+    if in_size < 1:
+        raise ValueError(
+            'in_size must be at least 1, but is {}'.format(in_size)
+        )
     if in_size % common_num:
         divisors = [n for n in range(1, in_size + 1) if in_size % n == 0]
         nearby = [n for n in divisors if n < common_num][-1:]
@@ -169,9 +203,26 @@ def check_divides(common_num: int, in_size: int) -> None:
 
 
 def check_order(order: Any, in_size: Optional[int]) -> numpy.ndarray:
-    """Returns a copy of the order, or raises an error if it is none.
+    """Checks that a value is a permutation.
 
-    If ``in_size`` is ``None``, the order may have any length.
+    Args:
+        order (object): The value.
+        in_size (int): The length that it must have. If ``None``, it may have
+            any.
+
+    Returns:
+        numpy.ndarray: A copy, of shape ``(in_size,)`` and dtype int64.
+
+    Raises:
+        ValueError: If the value is not a permutation of the integers below
+            its length.
+
+    .. admonition:: Example
+
+        >>> from chainer_shared_patch.links import check_order
+        >>> check_order([2, 0, 1], 3)
+        array([2, 0, 1])
+
     """
     order = chainer.as_array(order)
     if isinstance(order, chainer.backends.cuda.ndarray):
@@ -200,48 +251,58 @@ def _is_interleaved(order: Any) -> bool:
     return isinstance(order, str) and order == 'interleaved'
 
 
-class SharedLinear(L.Linear):
+class SharedLinear(Linear):
     """Linear layer that uses one weight for all blocks of its input.
 
     With :math:`n` = ``common_num``, :math:`k` = ``in_size / n`` and the order
     :math:`p` of the inputs, it computes
 
     .. math::
-        y = W \\sum_{j=0}^{n-1} (x_{p_{jk}}, ..., x_{p_{jk+k-1}})^\\top + b
+        y = W \\sum_{j=0}^{n-1} (x_{p_{jk}}, ..., x_{p_{jk+k-1}})^\\top + b,
 
-    It works whether or not the patch is installed, and whatever
-    ``chainer.config.common_num`` is. A file of it holds ``common_num``, which
-    has to be that of the link to load it, and the order, which that link
-    takes.
+    as an ordinary layer with the weight tiled :math:`n` times would. The idea
+    is from the article "Tinkering with Chainer's connections to make a new
+    layer" (masataka46, 2016).
+
+    The layer works with or without the patch, and whatever
+    ``chainer.config.common_num`` is. Serializing it saves ``common_num`` and
+    the order too. A link that loads them must have the same ``common_num``; it
+    takes over the order.
 
     Args:
-        in_size (int or None): The full width of the input. If ``None``, or if
-            ``out_size`` is left out, the length of ``order`` or else the
-            first input decides.
+        in_size (int or None): The full width of the input, at least 1. If it
+            is ``None``, or if ``out_size`` is omitted, the width is the length
+            of ``order``, if given, or else that of the first input.
         out_size (int): The width of the output.
         nobias (bool): If ``True``, there is no bias.
-        initialW (:ref:`initializer <initializer>`): The initial weight. What
-            it draws is scaled as for an ordinary layer of ``in_size`` inputs.
-            An array has the shape of ``W``.
-        initial_bias (:ref:`initializer <initializer>`): The initial bias,
-            zero by default.
+        initialW (initializer): The initial weight: an initializer, a number,
+            or an array of the shape of ``W``. An initializer draws as for an
+            ordinary layer with ``in_size`` inputs. By default it is
+            ``chainer.initializers.LeCunNormal`` (LeCun et al., "Efficient
+            BackProp", 1998).
+        initial_bias (initializer): The initial bias, zero by default.
         common_num (int): The number of blocks, which divides ``in_size``.
-        order (str or :ref:`ndarray`): Which inputs share: input
-            ``order[j * k + i]`` is in block ``j`` and uses column ``i`` of
-            ``W``. An integer permutation of the inputs, or
-            ``'interleaved'``, where ``n`` neighbours use the same column, or
-            ``None``, where each block is contiguous.
+        order (str or array): Which inputs share: input ``order[j * k + i]`` is
+            in block ``j`` and uses column ``i`` of ``W``. Either an integer
+            permutation of shape ``(in_size,)``, or ``'interleaved'``, where
+            each ``n`` neighbours use the same column, or ``None``, where each
+            block is contiguous.
 
     Raises:
-        ValueError: If ``common_num`` does not divide ``in_size``, or
-            ``order`` is not a permutation of the inputs.
+        ValueError: If ``in_size`` is less than 1, ``common_num`` does not
+            divide it, or ``order`` is not a permutation of the inputs.
 
     Attributes:
-        W (~chainer.Parameter): Weight of shape
+        W (chainer.Parameter): The weight, of shape
             ``(out_size, in_size / common_num)``.
-        b (~chainer.Parameter): Bias of shape ``(out_size,)``, or ``None``.
+        b (chainer.Parameter): The bias, of shape ``(out_size,)``, or ``None``.
+        in_size (int): The full width of the input, or ``None`` before the
+            first input.
+        out_size (int): The width of the output.
         common_num (int): The number of blocks.
-        order (:ref:`ndarray`): The order of the inputs, or ``None``.
+        order (array): The order of the inputs, an int64 array of shape
+            ``(in_size,)``; ``None`` where each block is contiguous; and
+            ``'interleaved'`` as long as the width is not known.
 
     .. admonition:: Example
 
@@ -253,7 +314,7 @@ class SharedLinear(L.Linear):
         >>> layer(np.ones((32, 1000), np.float32)).shape
         (32, 900)
 
-        Neighbours share, here the pixels of a row in twos:
+        Here, each two neighbours share:
 
         >>> layer = chainer_shared_patch.SharedLinear(
         ...     6, 1, common_num=2, order='interleaved')
@@ -262,30 +323,39 @@ class SharedLinear(L.Linear):
 
     """
 
+    W: Parameter
+    b: Optional[Parameter]
+    order: Literal['interleaved'] | NdArray | None
+
     def __init__(
         self,
         in_size: Optional[int],
         out_size: Optional[int] = None,
         nobias: bool = False,
-        initialW: Any = None,
-        initial_bias: Any = None,
+        initialW: Optional[Initializer] = None,
+        initial_bias: Optional[Initializer] = None,
         *,
         common_num: int,
-        order: Any = None,
+        order: Optional[Order] = None,
     ) -> None:
         self.common_num = config.check_common_num(
             common_num, 'common_num of SharedLinear'
         )
         if out_size is None:
             in_size, out_size = None, in_size
+        if in_size is not None:
+            check_divides(self.common_num, in_size)
         if order is not None and not _is_interleaved(order):
             order = check_order(order, in_size)
             in_size = len(order)
         self.order = order
-        initialW = initializers._get_initializer(initialW)
-        if not isinstance(initialW, initializers.Constant):
-            initialW = _FirstBlock(initialW, self.common_num)
-        super().__init__(in_size, out_size, nobias, initialW, initial_bias)
+        # Chainer's types leave out floats and CuPy's arrays.
+        W: Any = initialW
+        b: Any = initial_bias
+        W = initializers._get_initializer(W)
+        if not isinstance(W, initializers.Constant):
+            W = _FirstBlock(W, self.common_num)
+        super().__init__(in_size, out_size, nobias, W, b)
 
     def _initialize_params(self, in_size: int) -> None:
         check_divides(self.common_num, in_size)
@@ -303,27 +373,44 @@ class SharedLinear(L.Linear):
             self._initialize_params(self.common_num * self.W.shape[1])
 
     @classmethod
-    def from_params(
+    def from_params(  # type: ignore[override]  # common_num has no default
         cls,
-        W: Any,
-        b: Any = None,
+        W: VariableOrArray,
+        b: Optional[VariableOrArray] = None,
         nobias: bool = False,
         *,
         common_num: int,
-        order: Any = None,
+        order: Optional[Order] = None,
     ) -> SharedLinear:
-        """Makes a link of given parameters.
+        """Makes a link with given parameters.
 
         Args:
-            W (:class:`~chainer.Variable` or :ref:`ndarray`): The weight, of
-                shape ``(out_size, in_size / common_num)``.
-            b (:class:`~chainer.Variable`, :ref:`ndarray` or None): The bias.
-            nobias (bool): If ``True``, ``b`` is ignored.
+            W (chainer.Variable or array): The weight, a float matrix of shape
+                ``(out_size, in_size / common_num)``.
+            b (chainer.Variable, array or None): The bias, a float vector of
+                shape ``(out_size,)``. Without it, the bias is zero.
+            nobias (bool): If ``True``, there is no bias, whatever ``b`` is.
             common_num (int): The number of blocks.
-            order (str or :ref:`ndarray`): Which inputs share; see above.
+            order (str or array): Which inputs share, as in
+                :class:`SharedLinear`.
 
         Returns:
             SharedLinear: The link, with copies of the parameters.
+
+        Raises:
+            ValueError: If ``b`` does not have ``out_size`` elements, or
+                ``common_num`` or ``order`` is invalid.
+
+        .. admonition:: Example
+
+            A layer that was trained under the patch becomes a link that does
+            not need it:
+
+            >>> from chainer_shared_patch import SharedLinear
+            >>> import chainer.links as L
+            >>> l2 = L.Linear(100, 900)
+            >>> SharedLinear.from_params(l2.W, l2.b, common_num=10).in_size
+            1000
 
         """
         common_num = config.check_common_num(
@@ -350,7 +437,8 @@ class SharedLinear(L.Linear):
         return str(self)
 
     @property
-    def printable_specs(self) -> Iterator[tuple]:
+    def printable_specs(self) -> Iterator[tuple[str, Any]]:
+        """Iterator of tuple: Names and values that ``str(link)`` shows."""
         yield from super().printable_specs
         yield 'common_num', self.common_num
         order = self.order
@@ -362,18 +450,40 @@ class SharedLinear(L.Linear):
             yield 'order', order
 
     def device_resident_accept(self, visitor: Any) -> None:
+        """Lets a visitor move the arrays, the order included.
+
+        ``to_device`` and the like call it.
+
+        Args:
+            visitor (chainer.device_resident.DeviceResidentsVisitor): The
+                visitor.
+
+        """
         super().device_resident_accept(visitor)
-        # As a persistent value it would be averaged over ChainerMN's workers.
+        # ChainerMN would average a persistent value over the ranks.
         if isinstance(self.order, chainer.get_array_types()):
             self.order = visitor.visit_array(self.order)
 
-    def copyparams(self, link: L.Linear, copy_persistent: bool = True) -> None:
-        """Copies the parameters, and the order of the inputs, of a link.
+    def copyparams(self, link: Link, copy_persistent: bool = True) -> None:
+        """Copies another link's parameters and the order of its inputs.
 
         Args:
-            link (SharedLinear): The link, of the same ``common_num``.
-            copy_persistent (bool): If ``True``, also copies the persistent
-                values that a subclass may have.
+            link (SharedLinear): The other link, with the same ``common_num``.
+            copy_persistent (bool): If ``True``, persistent values, which a
+                subclass may have, are copied too.
+
+        Raises:
+            ValueError: If ``link`` is not a :class:`SharedLinear` with the
+                same ``common_num``.
+
+        .. admonition:: Example
+
+            >>> from chainer_shared_patch import SharedLinear
+            >>> trained, copy = (
+            ...     SharedLinear(20, 5, common_num=10) for _ in range(2))
+            >>> copy.copyparams(trained)
+            >>> (copy.W.array == trained.W.array).all().item()
+            True
 
         """
         if (
@@ -381,7 +491,8 @@ class SharedLinear(L.Linear):
             or link.common_num != self.common_num
         ):
             raise ValueError(
-                'cannot copy the parameters of {} to {}'.format(link, self)
+                'cannot copy the parameters of {} to {}: both must be '
+                'SharedLinear, with the same common_num'.format(link, self)
             )
         link._follow_W()
         super().copyparams(link, copy_persistent)
@@ -389,18 +500,37 @@ class SharedLinear(L.Linear):
             self.in_size = link.in_size
             self.order = self.device.send(link.order)
 
-    def forward(self, x: Any, n_batch_axes: int = 1) -> chainer.Variable:
-        """Applies the layer.
+    if TYPE_CHECKING:  # Chainer's own is typed as returning anything
+
+        def __call__(
+            self, x: VariableOrArray, n_batch_axes: int = 1
+        ) -> Variable: ...
+
+    def forward(self, x: VariableOrArray, n_batch_axes: int = 1) -> Variable:
+        """Applies the layer. Call the link itself, which calls this.
 
         Args:
-            x (:class:`~chainer.Variable` or :ref:`ndarray`): Float array, the
-                product of whose shape from axis ``n_batch_axes`` on is
-                ``in_size``.
+            x (chainer.Variable or array): Float array. Its axes from
+                ``n_batch_axes`` on have ``in_size`` elements together.
             n_batch_axes (int): The number of batch axes, at least 1.
 
         Returns:
-            ~chainer.Variable: Array of shape
-            ``x.shape[:n_batch_axes] + (out_size,)`` and the dtype of ``x``.
+            chainer.Variable: Array of shape
+            ``x.shape[:n_batch_axes] + (out_size,)``, with the dtype of ``x``.
+
+        Raises:
+            chainer.utils.type_check.InvalidType: If ``x`` does not have
+                ``in_size`` columns, or is not of floats.
+            ValueError: If ``n_batch_axes`` is less than 1, or if the width was
+                not given and ``common_num`` does not divide that of ``x``.
+
+        .. admonition:: Example
+
+            >>> from chainer_shared_patch import SharedLinear
+            >>> import numpy as np
+            >>> layer = SharedLinear(20, 5, common_num=10)
+            >>> layer(np.ones((2, 7, 20), np.float32), n_batch_axes=2).shape
+            (2, 7, 5)
 
         """
         if n_batch_axes < 1:
@@ -417,9 +547,36 @@ class SharedLinear(L.Linear):
         if self.in_size is None:
             self._initialize_params(columns)
         y = shared_linear(x, self.W, self.b, self.common_num, self.order)
-        return F.reshape(y, (*batch_shape, self.out_size))
+        outputs: Variable = F.reshape(y, (*batch_shape, self.out_size))
+        return outputs
 
     def serialize(self, serializer: Any) -> None:
+        """Saves or loads the parameters, ``common_num`` and the order.
+
+        Args:
+            serializer (chainer.AbstractSerializer): A serializer or a
+                deserializer.
+
+        Raises:
+            ValueError: If what is loaded is not a :class:`SharedLinear` with
+                the same ``common_num``, the same shapes, and a bias only if
+                this link has one; or if it holds an array of objects.
+
+        .. admonition:: Example
+
+            >>> from chainer_shared_patch import SharedLinear
+            >>> import chainer.serializers
+            >>> import io
+            >>> file = io.BytesIO()
+            >>> trained, loaded = (
+            ...     SharedLinear(20, 5, common_num=10) for _ in range(2))
+            >>> chainer.serializers.save_npz(file, trained)
+            >>> _ = file.seek(0)
+            >>> chainer.serializers.load_npz(file, loaded)
+            >>> (loaded.W.array == trained.W.array).all().item()
+            True
+
+        """
         serializer = _refuse_pickles(serializer)
         if isinstance(serializer, chainer.Deserializer):
             in_size, order = self._read_inputs(serializer)
@@ -434,18 +591,18 @@ class SharedLinear(L.Linear):
                 order = numpy.empty(0, numpy.int64)  # None would be pickled
             serializer('order', order)
 
-    def _read_inputs(self, serializer: Any) -> tuple:
+    def _read_inputs(self, serializer: Any) -> tuple[Optional[int], Any]:
         """Returns in_size and order, or raises an error if W does not fit."""
         W = serializer('W', None)
         b = None if self.b is None else serializer('b', None)
-        if W is None:  # it is skipped, or the link saved had no width yet
+        if W is None:  # it is skipped, or was saved before it had a width
             return self.in_size, self.order
         common_num = _read(serializer, 'common_num')
         order = _read(serializer, 'order')
         if common_num is None or order is None:
             raise ValueError(
                 'cannot load a Linear, whose W has the shape {}, into a '
-                'SharedLinear. Load it into a Linear, and convert that: an '
+                'SharedLinear. Load it into a Linear, then convert that: an '
                 'ordinary layer with chainer_shared_patch.share, one that '
                 'the patch shares with SharedLinear.from_params'.format(
                     W.shape
@@ -453,7 +610,7 @@ class SharedLinear(L.Linear):
             )
         if not numpy.array_equal(common_num, self.common_num):
             raise ValueError(
-                'cannot load a SharedLinear of common_num {} into one of '
+                'cannot load a SharedLinear with common_num {} into one with '
                 'common_num {}'.format(common_num, self.common_num)
             )
         lazy = self.W.array is None
@@ -465,10 +622,10 @@ class SharedLinear(L.Linear):
             )
         if self.b is None and _read(serializer, 'b') is not None:
             raise ValueError(
-                'cannot load a SharedLinear with a bias into one without: '
-                'make it with nobias=False'
+                'cannot load a SharedLinear with a bias into one without; '
+                'make this one with nobias=False'
             )
-        if b is not None and b.shape != self.b.shape:
+        if self.b is not None and b is not None and b.shape != self.b.shape:
             raise ValueError(
                 'cannot load a b of shape {} into a SharedLinear whose b has '
                 'the shape {}'.format(b.shape, self.b.shape)
@@ -480,5 +637,5 @@ class SharedLinear(L.Linear):
 
 
 FACTORIES: dict[str, Callable[[Method], Method]] = {
-    'serialize': make_serialize
+    'serialize': _make_serialize
 }

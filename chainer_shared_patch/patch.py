@@ -1,10 +1,9 @@
 """Installs and uninstalls the patch: the one place that assigns to Chainer.
 
-Nothing changes on disk. :func:`install` puts functions in the place of four
-methods of Chainer's ``LinearFunction`` and of one of its ``Linear``, and
-:func:`uninstall` puts the very same methods back. A graph that was built
-under the patch stays right after it is gone, and one that was built before it
-is not touched by it.
+Nothing changes on disk. :func:`install` replaces four methods of Chainer's
+``LinearFunction`` and one of its ``Linear``, and :func:`uninstall` puts the
+very same methods back. A graph that was built under the patch stays valid once
+the patch is gone, and one that was built before is not affected by it.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ class _Replacement(NamedTuple):
     ours: Method
 
     @property
-    def current(self) -> Optional[Method]:
+    def current(self) -> Any:
         return vars(self.owner).get(self.name)
 
 
 class _State:
-    """What is installed, and who wants it so."""
+    """What is installed, and for whom."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.replacements: list[_Replacement] = []
         self.is_wanted = False  # by install
         self.users = 0  # calls of patched that have not ended, in all threads
-        # A fork while another thread holds the lock must not lock the child.
+        # A child forked while another thread holds the lock must not hang.
         if hasattr(os, 'register_at_fork'):
             os.register_at_fork(
                 before=self.lock.acquire,
@@ -57,13 +56,27 @@ _state: _State = globals().get('_state') or _State()
 
 
 def install() -> None:
-    """Installs the patch in ``LinearFunction``, for all threads.
+    """Installs the patch, for all threads.
 
-    Importing the package has done this already, unless the environment
-    variable ``CHAINER_SHARED_PATCH`` is 0. Installing twice is the same as
-    once.
+    From then on, Chainer's linear layers whose weight is
+    ``chainer.config.common_num`` times narrower than their input share it
+    among the blocks of the input.
+
+    Importing the package installs the patch, unless the environment variable
+    ``CHAINER_SHARED_PATCH`` is 0. Installing it twice is the same as once.
 
     .. seealso:: :func:`patched` for a ``with`` statement.
+
+    .. admonition:: Example
+
+        >>> import chainer_shared_patch
+        >>> was_installed = chainer_shared_patch.is_installed()
+        >>> chainer_shared_patch.install()
+        >>> chainer_shared_patch.is_installed()
+        True
+        >>> if not was_installed:
+        ...     chainer_shared_patch.uninstall()
+
     """
     with _state.lock:
         _state.is_wanted = True
@@ -71,15 +84,25 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Puts ``LinearFunction``'s own methods back, for all threads.
+    """Uninstalls the patch, for all threads.
 
-    While a ``with`` statement of :func:`patched` runs in any thread, it holds
-    the patch, which then goes when the last of them ends. Uninstalling what
-    is not installed does nothing.
+    While the body of a :func:`patched` statement runs in any thread, the patch
+    stays. It is then taken out when the last of them ends. If the patch is not
+    installed, nothing happens.
 
     Raises:
-        RuntimeError: If somebody else has replaced one of the methods since.
-            Nothing is changed then.
+        RuntimeError: If other code has since replaced one of the methods.
+            Then nothing is changed.
+
+    .. admonition:: Example
+
+        >>> import chainer_shared_patch
+        >>> was_installed = chainer_shared_patch.is_installed()
+        >>> chainer_shared_patch.uninstall()
+        >>> chainer_shared_patch.is_installed()
+        False
+        >>> if was_installed:
+        ...     chainer_shared_patch.install()
 
     """
     with _state.lock:
@@ -89,7 +112,19 @@ def uninstall() -> None:
 
 
 def is_installed() -> bool:
-    """Returns whether the patch is installed."""
+    """Tells whether the patch is installed.
+
+    Returns:
+        bool: ``True`` if it is, in this process.
+
+    .. admonition:: Example
+
+        >>> import chainer_shared_patch
+        >>> with chainer_shared_patch.patched():
+        ...     chainer_shared_patch.is_installed()
+        True
+
+    """
     with _state.lock:
         return bool(_state.replacements) and all(
             each.current is not each.original for each in _state.replacements
@@ -98,25 +133,30 @@ def is_installed() -> bool:
 
 @contextlib.contextmanager
 def patched(
-    common_num: Optional[int] = None, shared_algorithm: Optional[str] = None
+    common_num: Optional[int] = None,
+    shared_algorithm: Optional[config.Algorithm] = None,
 ) -> Iterator[None]:
     """Installs the patch for the body of a ``with`` statement.
 
-    The patch is there for all threads while the body runs, whatever other
-    threads install and uninstall, and afterwards only if it was before. The
-    configuration is that of the current thread.
+    While the body runs, the patch is there for all threads, whatever other
+    threads install and uninstall; afterwards, only if it was there before.
+    The two settings hold for the current thread only.
 
     Args:
         common_num (int): The number of input blocks that share a weight. If
-            ``None``, ``chainer.config.common_num`` stays.
+            ``None``, ``chainer.config.common_num`` stays as it is.
         shared_algorithm (str): ``'sum'`` or ``'tile'``. If ``None``,
-            ``chainer.config.shared_algorithm`` stays.
+            ``chainer.config.shared_algorithm`` stays as it is.
+
+    Returns:
+        context manager: It can also decorate a function.
 
     Raises:
-        ValueError: If an argument makes no sense.
-        RuntimeError: If the patch has to be taken out at the end and cannot
-            be; see :func:`uninstall`. If the body has raised an error, that
-            one goes on, and this one becomes a warning.
+        ValueError: If ``common_num`` is not an integer of at least 1, or
+            ``shared_algorithm`` is neither ``'sum'`` nor ``'tile'``.
+        RuntimeError: If at the end the patch cannot be taken out; see
+            :func:`uninstall`. If the body itself has raised an error, that
+            error is passed on, and this one becomes a ``RuntimeWarning``.
 
     .. admonition:: Example
 
@@ -175,8 +215,8 @@ def _put_in() -> None:
                     _Replacement(owner, name, original, ours)
                 )
     for each in _state.replacements:
-        # A method that is neither ours nor the original is somebody's who has
-        # patched on top, and who calls ours.
+        # Where a method is neither ours nor the original, other code has
+        # patched on top, and calls ours.
         if each.current is each.original:
             setattr(each.owner, each.name, each.ours)
 
@@ -184,7 +224,7 @@ def _put_in() -> None:
 def _make_inherited(owner: Any, name: str) -> Method:
     @functools.wraps(getattr(owner, name))
     def inherited(self: Any, *args: Any) -> Any:
-        # In a subclass of several classes, the next need not be a base's.
+        # With multiple inheritance, the next method may be a sibling's.
         return getattr(super(owner, self), name)(*args)
 
     return inherited
@@ -195,7 +235,7 @@ def _take_out() -> None:
         if each.current not in (each.original, each.ours):
             raise RuntimeError(
                 'cannot uninstall chainer_shared_patch: {}.{} has since been '
-                'replaced by {!r}, which has to be undone first'.format(
+                'replaced by {!r}; undo that first'.format(
                     each.owner.__name__, each.name, each.current
                 )
             )

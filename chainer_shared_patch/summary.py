@@ -1,4 +1,4 @@
-"""A table of a model's links, and of what each of them costs."""
+"""A table of a model's links and of what each of them costs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import copy
 import dataclasses
 import itertools
 import textwrap
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Union
 
 import chainer
+from chainer.function_node import FunctionNode
 from chainer.functions.connection.convolution_2d import Convolution2DFunction
 from chainer.functions.connection.convolution_nd import ConvolutionND
 from chainer.functions.connection.deconvolution_2d import (
@@ -23,6 +24,8 @@ from chainer.functions.connection.local_convolution_2d import (
     LocalConvolution2DFunction,
 )
 from chainer.functions.math.matmul import MatMul
+from chainer.link import Link
+from chainer.types import NdArray
 from chainer.utils import size_of_shape
 from chainer.utils.conv import get_conv_outsize
 from chainer_shared_patch.functions import SharedLinearFunction
@@ -39,25 +42,42 @@ _USING_W = (
 )
 
 
+# A shape; a tuple or dict of these where a link returns several arrays; and
+# None where it returns none.
+OutputShape = Union[
+    tuple[int, ...], tuple['OutputShape', ...], dict[Any, 'OutputShape'], None
+]
+
+
 class LinkSummary(NamedTuple):
     """A row of the table: a link without its children.
 
     Attributes:
-        path (str): The path of the link, as ``namedlinks`` gives it.
+        path (str): The path of the link, as in ``chainer.Link.namedlinks``.
         link (str): The name of its class.
         output_shape (tuple): The shape of its last output; a tuple or a dict
-            of shapes where it returned more than one array, and ``None``
-            where it was not called or returned no array.
+            of shapes if it returned more than one array; and ``None`` if it
+            was not called or returned no array.
         common_num (int): The number of blocks that share its weight, or 1.
         parameters (int): The number of elements of its parameters.
-        dense_parameters (int): The same, were no weight shared.
+        dense_parameters (int): The same if no weight were shared.
         multiply_adds (int): The multiply-adds of all its calls.
+
+    .. admonition:: Example
+
+        >>> from chainer_shared_patch import SharedLinear, summary
+        >>> import chainer
+        >>> import numpy as np
+        >>> model = chainer.Sequential(SharedLinear(20, 5, common_num=10))
+        >>> row = summary(model, np.zeros((1, 20), np.float32)).rows[1]
+        >>> row.path, row.output_shape, row.multiply_adds
+        ('/0', (1, 5), 10)
 
     """
 
     path: str
     link: str
-    output_shape: Any
+    output_shape: OutputShape
     common_num: int
     parameters: int
     dense_parameters: int
@@ -66,16 +86,26 @@ class LinkSummary(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Summary:
-    """What :func:`summary` returns, which prints as a table.
+    """What :func:`summary` returns. It prints as a table.
 
     Attributes:
         rows (list of LinkSummary): The links, in the order of their calls.
-        parameters (int): The number of elements of all parameters. One that
-            several links share counts once.
-        dense_parameters (int): The same, were no weight shared by blocks.
+        parameters (int): The number of elements of all parameters. A
+            parameter that occurs in several links counts once.
+        dense_parameters (int): The same if no blocks shared a weight.
         nbytes (int): The size of all parameters in bytes.
-        dense_nbytes (int): The same, were no weight shared by blocks.
+        dense_nbytes (int): The same if no blocks shared a weight.
         multiply_adds (int): The sum of the rows' multiply-adds.
+
+    .. admonition:: Example
+
+        >>> from chainer_shared_patch import SharedLinear, summary
+        >>> import chainer
+        >>> import numpy as np
+        >>> model = chainer.Sequential(SharedLinear(20, 5, common_num=10))
+        >>> result = summary(model, np.zeros((1, 20), np.float32))
+        >>> result.parameters, result.dense_parameters
+        (15, 105)
 
     """
 
@@ -96,7 +126,7 @@ class Summary:
             'dense',
             'mult-\nadds',
         ]
-        table: list = [
+        table: list[list[Any]] = [
             [
                 row.path,
                 row.link,
@@ -132,36 +162,36 @@ class Summary:
         return '{}\n{}'.format(text, size)
 
 
-def summary(model: chainer.Link, x: Any) -> Summary:
-    """Runs a model once, and tells the size and the cost of its links.
+def summary(model: Link, x: Any) -> Summary:
+    """Runs a model once and returns the size and cost of each of its links.
 
-    What runs is a copy of the model, on the model's own parameters, in test
-    mode and without a graph. The model stays as it is, its uninitialized
-    parameters, persistent values and recurrent states included, and so do
-    the gradients, the configuration and NumPy's random state (not CuPy's).
-    Not copied are what a closure refers to and what ``deepcopy`` refuses.
+    What runs is a copy of the model on the model's own parameters, in test
+    mode and without a graph. The model stays as it is, including its
+    uninitialized parameters, persistent values and recurrent states. So do the
+    gradients, the configuration and NumPy's random state (not CuPy's). What a
+    closure refers to, or ``deepcopy`` refuses, is not copied.
 
-    Counted are the multiply-adds, for the whole of ``x``, of the functions
-    ``linear``, ``matmul``, convolutions and deconvolutions of any number of
-    dimensions, and ``local_convolution_2d``: those that run, so that a link
-    called three times counts three times, and a shared layer multiplies with
-    its narrow weight. They belong to the innermost link whose ``__call__``
-    they run in. Biases, sums of blocks and all other functions count nothing,
-    nor do recurrent networks that cuDNN runs as a whole.
+    The multiply-adds are those for the whole of ``x``, of ``linear``,
+    ``matmul``, convolutions and deconvolutions of any number of dimensions,
+    and ``local_convolution_2d``. Only what runs counts: a link that is called
+    three times counts three times, and a shared layer multiplies by its narrow
+    weight. Multiply-adds are attributed to the innermost link whose
+    ``__call__`` they run in. Biases, sums of blocks and all other functions do
+    not count, nor do recurrent networks that cuDNN runs as a whole.
 
-    A weight counts as shared if a shared layer has used it in this run, as it
-    is. A parameter that is still uninitialized counts nothing.
+    A weight counts as shared if a shared layer used it, unchanged, in this
+    run. Uninitialized parameters do not count.
 
     Args:
-        model (~chainer.Link): The model.
-        x: What to call it with. A tuple holds several arguments, and a dict
-            keyword arguments.
+        model (chainer.Link): The model.
+        x (object): What to call the model with: one argument, a tuple of
+            arguments, or a dict of keyword arguments.
 
     Returns:
-        Summary: The rows and totals of the table, and if printed, the table.
+        Summary: The rows and totals of the table. It prints as the table.
 
     Raises:
-        TypeError: If the model is no link.
+        TypeError: If ``model`` is not a ``chainer.Link``.
 
     .. admonition:: Example
 
@@ -196,8 +226,7 @@ def summary(model: chainer.Link, x: Any) -> Summary:
         Size of the parameters: 3,539,640 bytes (dense: 6,779,640 bytes)
 
     """
-
-    if not isinstance(model, chainer.Link):
+    if not isinstance(model, Link):
         raise TypeError(
             'model must be a chainer.Link, but is {!r}'.format(model)
         )
@@ -205,7 +234,7 @@ def summary(model: chainer.Link, x: Any) -> Summary:
     random_state = numpy.random.get_state()
     try:
         with chainer.no_backprop_mode(), chainer.using_config('train', False):
-            # A static graph would run without calling the hooks.
+            # A static graph would not call the hooks.
             with chainer.using_config('use_static_graph', False):
                 with calls, _FunctionCalls(calls):
                     calls.run(x)
@@ -219,9 +248,9 @@ class _Calls(chainer.LinkHook):
 
     name = 'chainer_shared_patch.summary'
 
-    def __init__(self, model: chainer.Link) -> None:
+    def __init__(self, model: Link) -> None:
         self.model = model
-        self.links: dict[str, chainer.Link] = {}
+        self.links: dict[str, Link] = {}
         self.paths: dict[int, str] = {}
         for path, link in model.namedlinks():
             if id(link) not in self.paths:
@@ -229,8 +258,8 @@ class _Calls(chainer.LinkHook):
                 self.links[path] = link
                 self.paths[id(link)] = path
         self.order: dict[str, int] = {}
-        self.output_shapes: dict[str, Any] = {}
-        self.multiply_adds: collections.Counter = collections.Counter()
+        self.output_shapes: dict[str, OutputShape] = {}
+        self.multiply_adds: collections.Counter[str] = collections.Counter()
         self.common_nums: dict[str, int] = {}  # of links and of parameters
         self.running = ['']
 
@@ -241,7 +270,7 @@ class _Calls(chainer.LinkHook):
             y = self.model(*x)
         else:
             y = self.model(x)
-        # A class with a __call__ of its own calls no hooks.
+        # A class with its own __call__ calls no hooks.
         self.output_shapes[''] = _get_shape(y)
 
     def forward_preprocess(self, args: Any) -> None:
@@ -254,12 +283,14 @@ class _Calls(chainer.LinkHook):
     def forward_postprocess(self, args: Any) -> None:
         path = self.paths.get(id(args.link))
         if path is not None:
-            # The model may have gone on after an error in another link.
+            # The model may have caught an error in another link.
             while self.running.pop() != path:
                 pass
             self.output_shapes[path] = _get_shape(args.out)
 
-    def record(self, function: chainer.FunctionNode, in_data: tuple) -> None:
+    def record(
+        self, function: FunctionNode, in_data: tuple[NdArray, ...]
+    ) -> None:
         path = self.running[-1]
         self.multiply_adds[path] += _count_multiply_adds(function, in_data)
         if isinstance(function, SharedLinearFunction):
@@ -280,9 +311,10 @@ class _Calls(chainer.LinkHook):
         ):
             sizes = {}
             for name, param in link.namedparams(False):
-                if name.count('/') == 1:  # it is none of a child's
+                if name.count('/') == 1:  # it is not a child's
                     n = self.common_nums.get(path + name, 1)
-                    size, nbytes = param.size, param.array.nbytes
+                    array: Any = param.array
+                    size, nbytes = array.size, array.nbytes
                     sizes[id(param)] = size, n * size, nbytes, n * nbytes
             totals.update(sizes)
             if sizes or path in self.output_shapes:
@@ -316,24 +348,24 @@ class _FunctionCalls(chainer.FunctionHook):
     def __init__(self, calls: _Calls) -> None:
         self.calls = calls
 
-    # A layer is known to be shared only when it has run.
+    # Only once a layer has run is it known to be shared.
     def forward_postprocess(
-        self, function: chainer.FunctionNode, in_data: tuple
+        self, function: FunctionNode, in_data: tuple[NdArray, ...]
     ) -> None:
         self.calls.record(function, in_data)
 
 
-def _copy(model: chainer.Link) -> chainer.Link:
+def _copy(model: Link) -> Link:
     """Copies a model, but not what its parameters hold.
 
-    Other than ``deepcopy``, it can copy a ``Sequential`` of lambdas.
+    Unlike ``deepcopy``, it can copy a ``Sequential`` of lambdas.
     """
     held = [
         each
         for param in model.params()
         for each in (param.array, param._grad, param.update_rule)
     ]
-    memo = {id(each): each for each in held}
+    memo: dict[int, Any] = {id(each): each for each in held}
     links = {id(link): link for link in model.links()}
     for key, link in links.items():
         memo[key] = object.__new__(type(link))
@@ -342,27 +374,28 @@ def _copy(model: chainer.Link) -> chainer.Link:
             with contextlib.suppress(Exception):  # a lock or a file, say
                 value = copy.deepcopy(value, memo)
             vars(memo[key])[name] = value
-    return memo[id(model)]
+    copied: Link = memo[id(model)]
+    return copied
 
 
 def _parents(path: str) -> Iterator[str]:
-    """Yields the paths that lead to a link, and its own."""
+    """Yields the paths of a link's ancestors, and its own."""
     return itertools.accumulate(path.split('/'), '{}/{}'.format)
 
 
 def _count_multiply_adds(
-    function: chainer.FunctionNode, in_data: tuple
+    function: FunctionNode, in_data: tuple[Any, ...]
 ) -> int:
     if isinstance(function, MatMul):
         a, b = in_data
         batch = numpy.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         k = a.shape[-2 if function.transa and a.ndim > 1 else -1]
         areas = size_of_shape(a.shape[-2:]) * size_of_shape(b.shape[-2:])
-        return size_of_shape(batch) * areas // max(k, 1)
+        return int(size_of_shape(batch) * areas // max(k, 1))
     if not isinstance(function, _USING_W):
         return 0
     x, W = in_data[:2]
-    # A sample uses every element of W in so many places.
+    # A sample uses every element of W in this many places.
     places = 1
     if isinstance(function, SharedLinearFunction):
         if function.shared_algorithm == 'tile':
@@ -379,10 +412,10 @@ def _count_multiply_adds(
             x.shape[2:], W.shape[2:], strides, pads, dilates
         ):
             places *= get_conv_outsize(size, k, s, p, f.cover_all, d)
-    return len(x) * places * W.size
+    return int(len(x) * places * W.size)
 
 
-def _get_shape(y: Any) -> Any:
+def _get_shape(y: Any) -> OutputShape:
     if isinstance(y, dict):
         return {key: _get_shape(each) for key, each in y.items()}
     if isinstance(y, (tuple, list)):
@@ -402,7 +435,7 @@ def _format_shape(shape: Any) -> str:
 
 
 def _abbreviate(number: int) -> str:
-    """Formats a number of a million and more with four digits and a unit."""
+    """Formats a number; from a million on, with four digits and a unit."""
     if number < 10**6:
         return '{:,}'.format(number)
     mantissa, exponent = '{:.3e}'.format(number).split('e')

@@ -1106,14 +1106,14 @@ ERRORS = {
     'two patterns': (nothing, {'common_num': {'/l*': 2, '*2': 2}},
                      r'/l2 matches several patterns, /l\*, \*2'),
     'not initialized': (make_lazy, {}, '/l2 has no weight yet'),
-    'tied': (tie, {}, r'/l2 .* its W in several places: /l2/W, /l3/W'),
-    'tied bias': (tie_bias, {}, r'/l2 .* its b in .*: /l2/b, /l3/b'),
+    'tied': (tie, {}, r'/l2 .* its W occurs in several places: /l2/W, /l3/W'),
+    'tied bias': (tie_bias, {}, r'/l2 .* its b occurs in .*: /l2/b, /l3/b'),
     'link twice': (same_link_twice, {},
                    '/again/W, /l2/W'),
     'nan in W': (set_array('/l2/W', numpy.nan), {}, '/l2/W contains NaN'),
     'inf in b': (set_array('/l2/b', numpy.inf), {}, '/l2/b contains NaN'),
-    'subclass': (subclass, {}, '/l2 is a Mine, and not'),
-    'hook': (add_hook, {}, '/l2 .* link hooks, SpectralNormalization'),
+    'subclass': (subclass, {}, '/l2 is a Mine, not'),
+    'hook': (add_hook, {}, '/l2 .* link hooks .SpectralNormalization'),
     'shared': (share_before, {}, '/l2 is a SharedLinear'),
     'order': (nothing, {'order': 'interleaved'}, "/l2: .* 'interleaved'"),
     'no order': (nothing, {'order': None}, '/l2: .* it is None'),
@@ -1122,7 +1122,7 @@ ERRORS = {
     'no permutation': (nothing, {'order': PERMUTATION // 2 * 2}, 'is missing'),
     'order of another': (nothing, {'order': {'/l3': 'grouped'}},
                          'order of share: /l3 is not shared'),
-    'no batch': (nothing, {'inputs': []}, 'inputs of share has no batch'),
+    'no batch': (nothing, {'inputs': []}, 'must hold at least one batch'),
     'empty batch': (nothing, {'inputs': X[:0]}, 'never reach /l2'),
     'bias without inputs': (nothing, {'add_bias': True}, 'without inputs'),
     'nan in inputs': (nothing, {'inputs': X * numpy.nan}, '/l2 .* not finite'),
@@ -1133,17 +1133,17 @@ ERRORS = {
                              'batches of ndarray, int, it raises TypeError'),
     'inputs too large': (nothing, {'inputs': X * 1e200}, '/l2 .* too large'),
     'fold of another': (nothing, {'fold': {'/l3': '/l2'}},
-                        'fold /l3 into /l2: /l3 is not shared by this'),
+                        'fold /l3 into /l2: this call does not share /l3'),
     'fold into nothing': (nothing, {'fold': {'/l2': '/l4'}},
-                          'cannot fold /l2 into /l4: /l4 is no linear layer'),
+                          'cannot fold /l2 into /l4: /l4 is not a linear'),
     'fold into a subclass': (subclass, {'common_num': {'/l3': 2},
                                         'fold': {'/l3': '/l2'}},
-                             'fold /l3 into /l2: /l2 is no linear layer'),
+                             'fold /l3 into /l2: /l2 is not a linear'),
     'fold into itself': (nothing, {'fold': {'/l2': '/l2'}},
-                         'one order only'),
+                         '/l2 can take over only one order'),
     'fold twice': (nothing, {'common_num': {'/l2': 2, '/l3': 2},
                              'fold': {'/l2': '/l1', '/l3': '/l1'}},
-                   'one order only'),
+                   '/l1 can take over only one order'),
     'fold of sizes': (nothing, {'fold': {'/l2': '/l3'}},
                       'cannot fold /l2 into /l3: .* 12 inputs.* 4 outputs'),
     'fold of other sizes': (nothing, {'common_num': {'/l1': 2},
@@ -1152,14 +1152,14 @@ ERRORS = {
     'outputs too large': (
         lambda m: m.l2.W.array.fill(1e308),
         {'inputs': X},
-        'give /l2 an input or output that is not finite',
+        'an input or output of /l2 is not finite',
     ),
     'fold contiguous': (nothing, {'fold': {'/l2': '/l1'},
-                                  'order': 'contiguous'}, 'keep their order'),
+                                  'order': 'contiguous'}, '/l2 is contiguous'),
     'fold into tied': (
         lambda m: setattr(m.l3, 'b', m.l1.b),
         {'fold': {'/l2': '/l1'}},
-        '/l1 .* its b in several places: /l1/b, /l3/b',
+        '/l1 .* its b occurs in several places: /l1/b, /l3/b',
     ),
 }  # fmt: skip
 
@@ -1174,6 +1174,13 @@ class TestErrors:
         with pytest.raises(ValueError, match=message):
             share(model, **{'common_num': {'/l2': 2}, **settings})
         assert state_of(model) == before
+
+    @pytest.mark.parametrize('setting', ['common_num', 'order'])
+    def test_paths_that_are_no_strings(self, setting):
+        settings = {'common_num': 2, setting: {1: 2}}
+        message = '{} of share: paths must be strings .* 1$'.format(setting)
+        with pytest.raises(TypeError, match=message):
+            share(MLP(), **settings)
 
     @pytest.mark.parametrize(
         'model', [L.Linear(4, 4), chainer.Sequential(F.relu), L.LSTM]
@@ -1208,7 +1215,8 @@ class TestErrors:
         before = state_of(model)
         with chainer.using_config('common_num', 2):
             with pytest.raises(
-                ValueError, match=r'patch .* shape \(12, 6\) for 12 columns'
+                ValueError,
+                match=r'patch .* \(12, 6\) is used for 12 columns',
             ):
                 share(model, {'/l1': 2}, inputs=numpy.tile(x, 2))
         assert state_of(model) == before
@@ -1264,7 +1272,9 @@ class TestErrors:
         x[:, 1] = x[:, 0]
         before = state_of(model)
         with numpy.errstate(over='ignore'):
-            with pytest.raises(ValueError, match='not finite to /l2'):
+            with pytest.raises(
+                ValueError, match='/l2 .* inputs are not finite'
+            ):
                 share(model, {'/l1': 2, '/l2': 2}, inputs=x)
         assert state_of(model) == before
 
@@ -1291,7 +1301,7 @@ class TestErrors:
 
         model = Varying()
         before = state_of(model)
-        with pytest.raises(ValueError, match='no longer calls .* /l1'):
+        with pytest.raises(ValueError, match='/l1 .* no longer calls'):
             share(model, {'/l1': 2}, inputs=x)
         assert state_of(model) == before
 
@@ -1417,7 +1427,7 @@ numpy.save(sys.argv[2], model(numpy.load(sys.argv[2])).array)
             (make(SharedLinear(None, 4, common_num=2)), '/1 has no weight'),
             (make(link, link), '/1 .* several places: /1/W, /2/W'),
             (make(Mine(4, 4, common_num=2)), '/1 .* is a Mine'),
-            (make(hooked), '/1 .* link hooks, TimerHook'),
+            (make(hooked), '/1 .* link hooks .TimerHook'),
             (SharedLinear(4, 4, common_num=2), 'the model itself'),
         ]:
             before = state_of(model)

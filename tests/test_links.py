@@ -525,8 +525,8 @@ class TestWeightsOfAnotherWidth:
         for words in (
             'cannot load a W of shape {}'.format(source.W.shape),
             'whose W has the shape {}'.format(target.W.shape),
-            '{} is that of an ordinary layer'.format(dense.W.shape),
-            '{} that of one whose input is shared'.format(shared.W.shape),
+            '{} is the shape in an ordinary layer'.format(dense.W.shape),
+            '{} that in a layer shared by'.format(shared.W.shape),
             'by {} blocks'.format(N),
             'Linear({}, {})'.format(*source.W.shape[::-1]),
         ):
@@ -552,7 +552,7 @@ class TestWeightsOfAnotherWidth:
         def original(self, serializer):
             """What Chainer says of it."""
 
-        method = links.make_serialize(original)
+        method = links._make_serialize(original)
         assert method.__doc__ == 'What Chainer says of it.'
         assert method.__qualname__ == original.__qualname__
         assert method.__module__ == original.__module__

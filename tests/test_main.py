@@ -265,3 +265,14 @@ def test_info(folder):
     assert line.endswith('applied' if has_cupy_14 else 'not needed')
     result = run(folder, '--info', CHAINER_SHARED_PATCH='0')
     assert 'Patch: off' in result.stdout
+
+
+def test_info_that_is_not_read_to_its_end(folder):
+    with subprocess.Popen(
+        [sys.executable, '-m', 'chainer_shared_patch', '--info'],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b''

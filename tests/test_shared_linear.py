@@ -324,6 +324,17 @@ class TestArguments:
         y = lazy(numpy.zeros((BATCH, 2 * common_num), 'f'))
         assert y.shape == (BATCH, OUT)
 
+    @pytest.mark.parametrize('in_size', [0, -2])
+    @pytest.mark.parametrize('order', [None, [0, 1]])
+    def test_no_width(self, in_size, order):
+        message = 'in_size must be at least 1, but is {}$'.format(in_size)
+        with pytest.raises(ValueError, match=message):
+            SharedLinear(in_size, OUT, common_num=2, order=order)
+
+    def test_no_width_of_the_first_input(self):
+        with pytest.raises(ValueError, match='in_size must be at least 1'):
+            SharedLinear(OUT, common_num=2)(numpy.zeros((BATCH, 0), 'f'))
+
     @pytest.mark.parametrize('in_size', [N * K, None])
     @pytest.mark.parametrize(
         ('order', 'mistake'),
@@ -766,7 +777,7 @@ class TestSerialization:
     def test_another_common_num(self, path, in_size, strict):
         save_npz(path, make_link(in_size=2 * K, common_num=2))
         target = SharedLinear(in_size, OUT, common_num=N)
-        words = 'of common_num 2 into one of common_num 3'
+        words = 'with common_num 2 into one with common_num 3'
         self.check_refused(path, target, words, strict=strict)
 
     @pytest.mark.parametrize('order', ORDERS)
@@ -877,7 +888,7 @@ class TestSerialization:
     def test_linear_refuses_an_order(self, path, in_size, strict):
         save_npz(path, make_link(PERMUTATION))
         target = L.Linear(in_size, OUT)
-        words = 'of common_num 3 that has an order', 'SharedLinear'
+        words = 'with common_num 3 and an order', 'SharedLinear'
         self.check_refused(path, target, *words, strict=strict)
 
     def test_linear_that_the_patch_shares_takes_contiguous_blocks(

@@ -1,8 +1,8 @@
 """What Chainer 7.8.1 needs on today's Python, NumPy, CuPy and onnx.
 
-Each :class:`~importing.Fix` names one thing that is broken, the release that
-broke it and the module of Chainer that it breaks, and does nothing where it
-is not broken. None of them touches anything but Chainer's own modules.
+Each :class:`Fix` names one thing that is broken, the release that broke it
+and the module that it breaks, and does nothing where that is not broken. No
+fix touches modules other than Chainer's, ChainerMN's and onnx_chainer's.
 """
 
 from __future__ import annotations
@@ -44,13 +44,22 @@ FIXES: tuple[Fix, ...] = (
 
 
 def apply() -> None:
-    """Imports Chainer with every fix that this machine needs.
+    """Imports Chainer with every fix that it needs here.
 
-    Works as well when Chainer has been imported before, and after an
-    ``import chainer`` that failed.
+    This also works when Chainer was imported before, or when an
+    ``import chainer`` has failed. Importing ``chainer_shared_patch`` calls it.
+
+    .. admonition:: Example
+
+        >>> from chainer_shared_patch import compat
+        >>> compat.apply()
+        >>> import chainer
+        >>> chainer.__version__
+        '7.8.1'
+
     """
     if 'chainer' not in sys.modules:
-        # What a failed import has left behind belongs to no package any more.
+        # What a failed import has left behind no longer belongs to a package.
         for name in list(sys.modules):
             if name.startswith('chainer.') or name.split('.')[0] == 'chainerx':
                 del sys.modules[name]

@@ -1,4 +1,4 @@
-"""What NumPy, CuPy and Python refuse or return otherwise, in ChainerMN."""
+"""What in ChainerMN newer versions of NumPy, CuPy and Python break."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ def _int(value: Any) -> int:
     return int(numpy.asarray(value).item())
 
 
-def _mend_multi_node_iterator(module: Any) -> None:
+def _fix_multi_node_iterator(module: Any) -> None:
     # The size of the data set arrives as an array of one element.
     module.int = _int
 
 
-def _mend_observation_aggregator(module: Any) -> None:
+def _fix_observation_aggregator(module: Any) -> None:
     average = module._average_2d
 
     @functools.wraps(average)
-    def average_widened(xs: list[list]) -> Any:
+    def average_widened(xs: list[list[Any]]) -> Any:
         return average([[widen(x) for x in row] for row in xs])
 
     module._average_2d = average_widened
 
 
-def _mend_memory_utility(module: Any) -> None:
+def _fix_memory_utility(module: Any) -> None:
     @functools.wraps(module.unpack_params)
     def unpack_params(
-        params: list,
+        params: list[Any],
         attr_name: str,
         buffer: Any,
         transfer_dtype: Any,
@@ -61,8 +61,8 @@ def _mend_memory_utility(module: Any) -> None:
     module.unpack_params = unpack_params
 
 
-def _mend_batched_copies(module: Any) -> None:
-    # NVRTC knows half from here alone; cupy/carray.cuh brought it along.
+def _fix_batched_copies(module: Any) -> None:
+    # NVRTC knows half from this header alone, which cupy/carray.cuh included.
     def include(make: Callable[[], Any]) -> Callable[[], Any]:
         @functools.wraps(make)
         def make_including() -> Any:
@@ -76,7 +76,7 @@ def _mend_batched_copies(module: Any) -> None:
         setattr(module, name, include(getattr(module, name)))
 
 
-def _mend_batch_normalization(module: Any) -> None:
+def _fix_batch_normalization(module: Any) -> None:
     def deepcopy(self: Any, memo: dict[int, Any]) -> Any:
         memo[id(self.comm)] = self.comm
         copied = memo[id(self)] = copy.copy(self)
@@ -92,34 +92,34 @@ FIXES = (
         broken='int() of an array of one element is a TypeError',
         since='NumPy 2.4',
         is_needed=lambda: is_at_least('numpy', '2.4'),
-        mend=_mend_multi_node_iterator,
+        apply=_fix_multi_node_iterator,
     ),
     Fix(
         module='chainermn.extensions.observation_aggregator',
         broken='the average of float16 or float32 is not taken in float64',
         since='NumPy 2.0',
         is_needed=lambda: is_at_least('numpy', '2'),
-        mend=_mend_observation_aggregator,
+        apply=_fix_observation_aggregator,
     ),
     Fix(
         module='chainermn.communicators._memory_utility',
         broken='array(copy=False), with another dtype, is a ValueError',
         since='CuPy 14, NumPy 2.0',
         is_needed=lambda: is_at_least('numpy', '2'),
-        mend=_mend_memory_utility,
+        apply=_fix_memory_utility,
     ),
     Fix(
         module='chainermn.communicators._memory_utility',
-        broken='the type half of the kernels that copy gradients is unknown',
+        broken='the kernels that copy gradients use an unknown type, half',
         since='CuPy 14',
         is_needed=lambda: is_cupy_at_least('14'),
-        mend=_mend_batched_copies,
+        apply=_fix_batched_copies,
     ),
     Fix(
         module='chainermn.links.batch_normalization',
-        broken='copy.deepcopy of super() calls __deepcopy__ without end',
+        broken='copy.deepcopy of super() calls __deepcopy__ endlessly',
         since='Python 3.14',
         is_needed=lambda: sys.version_info >= (3, 14),
-        mend=_mend_batch_normalization,
+        apply=_fix_batch_normalization,
     ),
 )

@@ -1,4 +1,4 @@
-"""What Chainer checks of its environment, and what it advises."""
+"""What Chainer checks in its environment, and what it advises."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def _expect_no_cudnn(cuda: Any) -> None:
 
 
 FIXES = (
-    # All that is left of the check today is a warning of two installations of
-    # CuPy, which CuPy itself gives.
+    # All that remains of the check today is a warning about two installations
+    # of CuPy, which CuPy itself gives.
     Fix(
         module='chainer._environment_check',
         broken='imports numpy.distutils and pkg_resources, wants CuPy 7',
@@ -27,9 +27,9 @@ FIXES = (
     ),
     Fix(
         module='chainer.backends.cuda',
-        broken='advises to install cuDNN, which CuPy no longer uses',
+        broken='advises installing cuDNN, which CuPy no longer uses',
         since='CuPy 14',
         is_needed=lambda: is_cupy_at_least('14'),
-        mend=_expect_no_cudnn,
+        apply=_expect_no_cudnn,
     ),
 )

@@ -9,7 +9,7 @@ from chainer_shared_patch.compat.importing import Fix, is_at_least
 import numpy
 
 
-def _mend_hdf5(module: Any) -> None:
+def _fix_hdf5(module: Any) -> None:
     if not module._available:
         return
     call = module.HDF5Deserializer.__call__
@@ -24,7 +24,7 @@ def _mend_hdf5(module: Any) -> None:
             text = module.h5py.check_string_dtype(
                 getattr(dataset, 'dtype', numpy.dtype('f'))
             )
-            # Of another encoding or a fixed length, it has always been bytes.
+            # With another encoding or a fixed length it has always been bytes.
             if text == ('utf-8', None) and dataset.shape is not None:
                 array = numpy.asarray(dataset.asstr()[()], object)
                 if is_array:
@@ -42,6 +42,6 @@ FIXES = (
         broken='strings are read as bytes, abc as "b\'abc\'"',
         since='h5py 3.0',
         is_needed=lambda: is_at_least('h5py', '3'),
-        mend=_mend_hdf5,
+        apply=_fix_hdf5,
     ),
 )

@@ -43,17 +43,28 @@ SHA256 = {
 # Seconds without a byte, and seconds for a whole file.
 TIMEOUT = 10
 DEADLINE = 300
-# What a header says is not believed beyond this.
+# A header that claims more is not believed.
 MAX_IMAGES = 1_000_000
 
 
 def read_idx(path: str, sha256: Optional[str] = None) -> numpy.ndarray:
-    """Reads an array of shape (N, 28, 28) or (N,) from an IDX file.
+    """Reads MNIST's images or labels from an IDX file.
 
-    The file may be gzipped; the SHA-256 is that of its uncompressed content.
+    Args:
+        path (str): The path of the file, which may be gzipped.
+        sha256 (str): The SHA-256 that its uncompressed content must have. If
+            ``None``, it may have any.
+
+    Returns:
+        numpy.ndarray: uint8 array of shape ``(N, 28, 28)`` or ``(N,)``.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is not such a file or is damaged.
+
     """
     if not os.path.isfile(path):
-        raise ValueError('{} is no regular file'.format(path))
+        raise ValueError('{} is not a regular file'.format(path))
     with open(path, 'rb') as file:
         is_gzipped = file.read(2) == b'\x1f\x8b'
     try:
@@ -69,14 +80,16 @@ def read_idx(path: str, sha256: Optional[str] = None) -> numpy.ndarray:
                 or header[8:] not in (b'', b'\0\0\0\x1c\0\0\0\x1c')
             ):
                 raise ValueError(
-                    '{} is no IDX file of 1 to {:,} labels or images of 28 x '
-                    '28: it begins with {!r}'.format(path, MAX_IMAGES, header)
+                    '{} is not an IDX file of 1 to {:,} labels or 28 x 28 '
+                    'images: it begins with {!r}'.format(
+                        path, MAX_IMAGES, header
+                    )
                 )
             size = shape[0] * 28 ** (len(shape) - 1)
             body = _read_at_most(file, size + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(
-            '{} is no whole gzip file: {}'.format(path, error)
+            '{} is not a complete gzip file: {}'.format(path, error)
         ) from error
     if len(body) != size:
         raise ValueError(
@@ -87,7 +100,7 @@ def read_idx(path: str, sha256: Optional[str] = None) -> numpy.ndarray:
     array = numpy.frombuffer(body, numpy.uint8).reshape(shape)
     if array.ndim == 1 and array.max() > 9:
         raise ValueError(
-            '{} holds the label {}; 0 to 9 are allowed'.format(
+            '{} holds the label {}; only 0 to 9 are allowed'.format(
                 path, array.max()
             )
         )
@@ -102,7 +115,7 @@ def read_idx(path: str, sha256: Optional[str] = None) -> numpy.ndarray:
 
 
 def _read_at_most(file: Any, size: int) -> bytes:
-    """Reads by pieces: memory for all comes only with its bytes."""
+    """Reads in pieces, so that memory is used only for bytes that exist."""
     pieces = []
     while size:
         piece = file.read(min(size, 2**20))
@@ -137,9 +150,21 @@ def read_directory(directory: str, kind: str) -> dict[str, numpy.ndarray]:
 def retrieve(name: str, urls: Sequence[str] = ()) -> dict[str, numpy.ndarray]:
     """Does what Chainer's ``_retrieve_mnist`` did while its host answered.
 
-    Files in the cache's directory come before the mirrors. What is taken is
-    cached, once and for all processes, if the directory can be written. An
-    :class:`OSError` says what is wrong with each of the sources.
+    Files in the cache directory take precedence over the mirrors. The result
+    is cached, once for all processes, if the directory is writable.
+
+    Args:
+        name (str): ``'train.npz'`` or ``'test.npz'``.
+        urls (sequence of str): Ignored; Chainer passes its dead host here.
+
+    Returns:
+        dict: uint8 arrays, ``'x'`` of shape ``(N, 784)`` and ``'y'`` of shape
+        ``(N,)``.
+
+    Raises:
+        OSError: If no source has the data. The message says what is wrong
+            with each source.
+
     """
     from chainer.dataset import download
 
@@ -151,8 +176,8 @@ def retrieve(name: str, urls: Sequence[str] = ()) -> dict[str, numpy.ndarray]:
             os.makedirs(root)
         if not os.access(root, os.W_OK):
             return _pair(root, kind, _obtain)
-        # Chainer's cache_or_load_file locks only the move of what each
-        # process has downloaded for itself.
+        # Chainer's cache_or_load_file locks only the final move, so each
+        # process would download for itself.
         with filelock.FileLock(path + '.lock'):
             if not os.path.isfile(path):
                 with tempfile.TemporaryDirectory(dir=root) as temporary:
@@ -168,10 +193,10 @@ def retrieve(name: str, urls: Sequence[str] = ()) -> dict[str, numpy.ndarray]:
             or not pair['x'].dtype == pair['y'].dtype == numpy.uint8
             or pair['y'].max() > 9
         ):
-            raise ValueError('it holds no images and labels of digits')
+            raise ValueError('it does not hold images and labels of digits')
     except Exception as error:  # whatever NumPy makes of damaged bytes
         raise OSError(
-            '{} is damaged ({}); delete it, and it will be made again'.format(
+            '{} is damaged ({}); delete it to have it made again'.format(
                 path, error
             )
         ) from error
@@ -220,8 +245,8 @@ def _obtain(root: str, name: str) -> numpy.ndarray:
         except (OSError, ValueError) as error:
             failures.append('{}: {}'.format(url, error))
     raise OSError(
-        'no source has given {}. Tried were:\n  {}\nTo provide the data by '
-        'hand, put {} into {}, each as it is or as .gz.'.format(
+        'no source has {}. Tried:\n  {}\nTo provide the data by hand, put '
+        '{} into {}, each uncompressed or as .gz.'.format(
             name, '\n  '.join(failures), ', '.join(SHA256), root
         )
     )
@@ -233,12 +258,12 @@ def _download(url: str, sha256: str) -> numpy.ndarray:
     end = time.monotonic() + DEADLINE
 
     class Deadline:
-        """A progress bar, as it is called after every chunk."""
+        """A progress bar, because that is called after every chunk."""
 
         def update(self, size: int) -> None:
             if time.monotonic() > end:
                 raise TimeoutError(
-                    'not at its end after {} seconds'.format(DEADLINE)
+                    'not complete after {} seconds'.format(DEADLINE)
                 )
 
         def reset(self) -> None:
@@ -246,7 +271,7 @@ def _download(url: str, sha256: str) -> numpy.ndarray:
 
         close = reset
 
-    # A host that sends next to nothing fills only small chunks in time.
+    # From a host that sends very slowly, only small chunks arrive in time.
     downloader = pooch.HTTPDownloader(
         progressbar=Deadline(), chunk_size=64, timeout=TIMEOUT
     )
@@ -262,7 +287,7 @@ def _download(url: str, sha256: str) -> numpy.ndarray:
         )
 
 
-def _mend(module: Any) -> None:
+def _fix_mnist(module: Any) -> None:
     module._retrieve_mnist = retrieve
 
 
@@ -272,6 +297,6 @@ FIXES = (
         broken='the only host of MNIST answers 403',
         since='2020',
         is_needed=lambda: True,
-        mend=_mend,
+        apply=_fix_mnist,
     ),
 )

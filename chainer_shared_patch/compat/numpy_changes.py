@@ -1,4 +1,4 @@
-"""What NumPy has removed, refuses, returns otherwise and names anew."""
+"""What NumPy has removed, now refuses, or returns in another form."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import numpy
 
 
 class NumPyWith(types.ModuleType):
-    """NumPy and the names given.
+    """NumPy with additional names.
 
-    For code that does not ask whether an array module ``is numpy``.
+    It suits code that does not ask whether an array module ``is numpy``.
+
+    Args:
+        **names: The names and their values.
 
     .. admonition:: Example
 
@@ -38,11 +41,11 @@ _SCTYPES = {
 }
 
 
-def _mend_as_strided(module: Any) -> None:
+def _fix_as_strided(module: Any) -> None:
     module.np = NumPyWith(sctypes=_SCTYPES)
 
 
-def _mend_resize_images(module: Any) -> None:
+def _fix_resize_images(module: Any) -> None:
     # The other functions of the module ask `xp is numpy`.
     names = {'__name__': module.__name__, 'numpy': NumPyWith(float=float)}
     module.compute_indices_and_weights = types.FunctionType(
@@ -51,24 +54,24 @@ def _mend_resize_images(module: Any) -> None:
 
 
 def _cast(number: Any, dtype: numpy.dtype) -> Any:
-    # As NumPy 1 did with an integer outside the range of the dtype.
+    # As NumPy 1 converted an integer outside the range of the dtype.
     if isinstance(number, (int, numpy.integer)):
         return numpy.array(number).astype(dtype)[()]
     return number
 
 
-def _mend_pad_sequence(module: Any) -> None:
+def _fix_pad_sequence(module: Any) -> None:
     forward = module.PadSequence.forward
 
     @functools.wraps(forward)
-    def forward_casting(self: Any, xs: tuple) -> tuple:
+    def forward_casting(self: Any, xs: tuple[Any, ...]) -> Any:
         self.padding = _cast(self.padding, xs[0].dtype)
         return forward(self, xs)
 
     module.PadSequence.forward = forward_casting
 
 
-def _mend_convert(module: Any) -> None:
+def _fix_convert(module: Any) -> None:
     concat = module._concat_arrays_with_padding
 
     @functools.wraps(concat)
@@ -78,23 +81,23 @@ def _mend_convert(module: Any) -> None:
     module._concat_arrays_with_padding = concat_casting
 
 
-def _list_meshgrid(*args: Any, **kwargs: Any) -> list:
+def _list_meshgrid(*args: Any, **kwargs: Any) -> list[Any]:
     return list(numpy.meshgrid(*args, **kwargs))
 
 
-def _mend_categorical(module: Any) -> None:
+def _fix_categorical(module: Any) -> None:
     module.numpy = NumPyWith(meshgrid=_list_meshgrid)
 
 
-def _mend_variable(module: Any) -> None:
+def _fix_variable(module: Any) -> None:
     debug_print = module.Variable.debug_print
 
     @functools.wraps(debug_print)
-    def debug_print_mended(self: Any) -> str:
-        # A NumPy array has a device, 'cpu', which Chainer takes for CuPy's.
+    def debug_print_fixed(self: Any) -> Any:
+        # A NumPy array has a device, 'cpu', which Chainer mistakes for CuPy's.
         return debug_print(self).replace('\n- device: cpu', '\n- device: CPU')
 
-    module.Variable.debug_print = debug_print_mended
+    module.Variable.debug_print = debug_print_fixed
 
 
 def _is_numpy_2() -> bool:
@@ -108,41 +111,41 @@ FIXES = (
         since='NumPy 2.0',
         is_needed=_is_numpy_2,
         lend=lambda: lent(vars(numpy), 'sctypes', _SCTYPES),
-        mend=_mend_as_strided,
+        apply=_fix_as_strided,
     ),
     Fix(
         module='chainer.functions.array.resize_images',
         broken='numpy.float is gone',
         since='NumPy 1.24',
         is_needed=lambda: is_at_least('numpy', '1.24'),
-        mend=_mend_resize_images,
+        apply=_fix_resize_images,
     ),
     Fix(
         module='chainer.functions.array.pad_sequence',
         broken='padding that the dtype cannot hold is an OverflowError',
         since='NumPy 2.0',
         is_needed=_is_numpy_2,
-        mend=_mend_pad_sequence,
+        apply=_fix_pad_sequence,
     ),
     Fix(
         module='chainer.dataset.convert',
         broken='padding that the dtype cannot hold is an OverflowError',
         since='NumPy 2.0',
         is_needed=_is_numpy_2,
-        mend=_mend_convert,
+        apply=_fix_convert,
     ),
     Fix(
         module='chainer.distributions.categorical',
         broken='numpy.meshgrid returns a tuple, which log_prob adds to a list',
         since='NumPy 2.0',
         is_needed=_is_numpy_2,
-        mend=_mend_categorical,
+        apply=_fix_categorical,
     ),
     Fix(
         module='chainer.variable',
         broken='arrays have a device, which debug_print shows as a GPU',
         since='NumPy 2.0',
         is_needed=_is_numpy_2,
-        mend=_mend_variable,
+        apply=_fix_variable,
     ),
 )

@@ -1,4 +1,4 @@
-"""Chainer's ONNX exporter, which today's onnx and its runtimes refuse."""
+"""Chainer's ONNX exporter, which fails with today's onnx and runtimes."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ def _lend_mapping() -> Iterator[None]:
 
 
 def _import_rest(onnx_chainer: Any) -> None:
-    # Imported without the fix, it has taken onnx for not installed.
+    # If it was imported without the fix, it found no usable onnx.
     if not sys.modules['onnx_chainer.export']._available:
         with _lend_mapping():
             for name in ('export', 'export_testcase'):
                 importlib.reload(sys.modules['onnx_chainer.' + name])
 
 
-def _mend_context(context: Any) -> None:
-    # The original only moves the elements to where a person can read them.
+def _fix_context(context: Any) -> None:
+    # The original differs only in storing the elements readably.
     context._tensor_from_array_for_constant = context.numpy_helper.from_array
 
 
-def _mend_export(export: Any) -> None:
+def _fix_export(export: Any) -> None:
     check = export.check_onnx_model
 
     @functools.wraps(check)
     def check_older_model(model: Any, *args: Any) -> None:
-        # The exporter lists weights as inputs, as this version wants it. To
-        # later versions they are then defaults, which no runtime folds.
+        # The exporter lists weights as inputs, as this version requires. Later
+        # versions take these for defaults, which no runtime folds.
         model.ir_version = 3
         check(model, *args)
 
@@ -61,24 +61,24 @@ def _mend_export(export: Any) -> None:
 FIXES = (
     Fix(
         module='onnx_chainer',
-        broken='onnx.mapping is gone, so that onnx passes for not installed',
+        broken='onnx.mapping is gone, so onnx seems not to be installed',
         since='onnx 1.19',
         is_needed=lambda: is_at_least('onnx', '1.13'),  # deprecated since
         lend=_lend_mapping,
-        mend=_import_rest,
+        apply=_import_rest,
     ),
     Fix(
         module='onnx_chainer.context',
         broken='onnx.mapping is gone',
         since='onnx 1.19',
         is_needed=lambda: is_at_least('onnx', '1.13'),
-        mend=_mend_context,
+        apply=_fix_context,
     ),
     Fix(
         module='onnx_chainer.export',
         broken='gives models an IR version that onnxruntime may not know',
         since='onnx 1.5',
         is_needed=lambda: is_at_least('onnx', '1.5'),
-        mend=_mend_export,
+        apply=_fix_export,
     ),
 )

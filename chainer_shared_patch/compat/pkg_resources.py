@@ -18,16 +18,19 @@ class ResolutionError(Exception):
 
 
 class WorkingSet:
-    """The distributions that are installed."""
+    """The installed distributions."""
 
     def require(self, *requirements: str) -> None:
-        """Checks that requirements such as ``'cupy>=13'`` are met.
+        """Checks that requirements are met.
+
+        Args:
+            *requirements (str): Requirements such as ``'cupy>=13'``.
 
         Raises:
-            ResolutionError: If one is not.
+            ResolutionError: If one is not met.
 
         """
-        # Only Chainer's tests need it, and it takes a while to import.
+        # Only Chainer's tests need this, and it is slow to import.
         from packaging.requirements import Requirement
 
         for requirement in map(Requirement, requirements):

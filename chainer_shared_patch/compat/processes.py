@@ -1,4 +1,4 @@
-"""How processes start, and pools of them that have no worker for a moment."""
+"""How processes start, and pools that have no worker for a moment."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from chainer_shared_patch.compat.importing import Fix
 
 
-def _mend_multiprocess_iterator(module: Any) -> None:
+def _fix_multiprocess_iterator(module: Any) -> None:
     run = module._PrefetchLoop._run
 
     @functools.wraps(run)
     def run_with_chunks(self: Any) -> None:
-        # What a pool would take itself, if it did not divide by the number of
-        # workers that it has, but by that of those it is to have.
+        # What the pool itself would choose if it divided by the number of
+        # workers that it should have, not by the number that it has just now.
         chunksize = -(-self.batch_size // (4 * self.n_processes))
         self._pool.map_async = functools.partial(
             self._pool.map_async, chunksize=chunksize
@@ -28,7 +28,7 @@ def _mend_multiprocess_iterator(module: Any) -> None:
 class ForkingByDefault:
     """multiprocessing, with processes that start by fork.
 
-    Unless the program has chosen or used another way before.
+    If the program has chosen or used another start method, that one stays.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -41,16 +41,16 @@ def _fork_by_default(module: Any) -> None:
 
 
 def call(function: Any, *args: Any, **kwargs: Any) -> None:
-    """Calls a function, in a process that is spawned once Chainer is mended.
+    """Calls a function in a spawned process, once Chainer is fixed.
 
-    What comes first in a pickle is imported first: this module, and with it
-    the package, which mends Chainer.
+    What comes first in a pickle is imported first: this module and, with it,
+    the package, which fixes Chainer.
     """
     function(*args, **kwargs)
 
 
-class MendingFirst:
-    """multiprocessing, with processes that mend Chainer before they use it."""
+class FixingFirst:
+    """multiprocessing, with processes that fix Chainer before they use it."""
 
     def __init__(self, original: Any) -> None:
         self._original = original
@@ -67,8 +67,8 @@ class MendingFirst:
         return self._original.Process(*args, target=target, **kwargs)
 
 
-def _mend_first(module: Any) -> None:
-    module.multiprocessing = MendingFirst(module.multiprocessing)
+def _fix_first(module: Any) -> None:
+    module.multiprocessing = FixingFirst(module.multiprocessing)
 
 
 _STARTS = tuple(
@@ -87,15 +87,15 @@ _STARTS = tuple(
             is_needed=lambda: (
                 multiprocessing.get_all_start_methods()[0] == 'forkserver'
             ),
-            mend=_fork_by_default,
+            apply=_fork_by_default,
         ),
         Fix(
             module=module,
             broken='processes that do not start by fork import Chainer before '
-            'the program can mend it',
+            'the program can fix it',
             since='Python 3.12, NumPy 2.0, setuptools 82',
             is_needed=lambda: True,
-            mend=_mend_first,
+            apply=_fix_first,
         ),
     )
 )
@@ -107,6 +107,6 @@ FIXES = (
         broken='with maxtasksperchild it hangs after a ZeroDivisionError',
         since='Python 3.8',
         is_needed=lambda: True,
-        mend=_mend_multiprocess_iterator,
+        apply=_fix_multiprocess_iterator,
     ),
 )

@@ -1,9 +1,9 @@
-"""What NumPy 2 computes in another data type than NumPy 1 did, silently.
+"""What NumPy 2 silently computes in another data type than NumPy 1.
 
-A Python number takes the type of the NumPy scalar or array that it meets. A
-float16 or float32 scalar is then not widened to float64, and a count beyond
-65,504 is infinite beside float16. In turn, a float64 scalar now widens a
-float32 array.
+A Python number takes the type of the NumPy scalar or array that it is combined
+with. So it does not widen a float16 or float32 scalar to float64, and a count
+beyond 65,504 becomes infinite when combined with float16. Conversely, a
+float64 scalar now widens a float32 array.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy
 
 
 def widen(value: Any) -> Any:
-    """Returns a NumPy scalar as NumPy 1 would have added it to an int."""
+    """Widens a NumPy scalar as NumPy 1 did when it added an int."""
     if isinstance(value, (numpy.generic, numpy.ndarray)) and value.ndim == 0:
         return value.astype(numpy.promote_types(value.dtype, numpy.int64))
     return value
 
 
-def _mend_reporter(module: Any) -> None:
+def _fix_reporter(module: Any) -> None:
     add = module.Summary.add
 
     @functools.wraps(add)
@@ -34,7 +34,7 @@ def _mend_reporter(module: Any) -> None:
     module.Summary.add = add_widened
 
 
-def _mend_micro_average(module: Any) -> None:
+def _fix_micro_average(module: Any) -> None:
     call = module.MicroAverage.__call__
 
     @functools.wraps(call)
@@ -48,13 +48,13 @@ def _mend_micro_average(module: Any) -> None:
     module.MicroAverage.__call__ = call_widened
 
 
-def _mend_basic_math(module: Any) -> None:
+def _fix_basic_math(module: Any) -> None:
     div = module.div
     variable = module.variable.Variable
 
     @functools.wraps(div)
     def div_by_number(self: Any, rhs: Any) -> Any:
-        # Its reciprocal is taken, and that of a Python zero is an error.
+        # Chainer takes the reciprocal, and that of a Python zero is an error.
         if isinstance(rhs, (numpy.integer, numpy.floating)):
             rhs = rhs.astype(numpy.promote_types(rhs.dtype, numpy.float64))
         return div(self, rhs)
@@ -66,11 +66,11 @@ def _mend_basic_math(module: Any) -> None:
             setattr(variable, name, div_by_number)
 
 
-def _mend_gradient_clipping(module: Any) -> None:
+def _fix_gradient_clipping(module: Any) -> None:
     module.sum = lambda values: sum(map(widen, values))
 
 
-def _mend_gradient_lars(module: Any) -> None:
+def _fix_gradient_lars(module: Any) -> None:
     call = module.GradientLARS.__call__
 
     @functools.wraps(call)
@@ -83,7 +83,7 @@ def _mend_gradient_lars(module: Any) -> None:
     module.GradientLARS.__call__ = call_widened
 
 
-def _mend_eps(class_name: str, module: Any) -> None:
+def _fix_eps(class_name: str, module: Any) -> None:
     cls = getattr(module, class_name)
     update = cls.update_core_cpu
 
@@ -141,13 +141,13 @@ def _take_python_numbers(init: Any) -> Any:
     return init_with_python_numbers
 
 
-def _fix(module: str, broken: str, mend: Any) -> Fix:
+def _fix(module: str, broken: str, apply: Any) -> Fix:
     return Fix(
         module='chainer.' + module,
         broken=broken,
         since='NumPy 2.0',
         is_needed=lambda: is_at_least('numpy', '2'),
-        mend=mend,
+        apply=apply,
     )
 
 
@@ -155,34 +155,34 @@ FIXES = (
     _fix(
         'reporter',
         'means of float16 or float32 values are not taken in float64',
-        _mend_reporter,
+        _fix_reporter,
     ),
     _fix(
         'training.extensions.micro_average',
         'means of float16 or float32 values are not taken in float64',
-        _mend_micro_average,
+        _fix_micro_average,
     ),
     _fix(
         'functions.math.basic_math',
         'division by a NumPy scalar has the precision of that scalar',
-        _mend_basic_math,
+        _fix_basic_math,
     ),
     _fix(
         'optimizer_hooks.gradient_clipping',
         'the norm of float16 gradients overflows at 256',
-        _mend_gradient_clipping,
+        _fix_gradient_clipping,
     ),
     _fix(
         'optimizer_hooks.gradient_lars',
-        'eps is 0 beside float16, and 0 / 0 the new gradient',
-        _mend_gradient_lars,
+        'eps becomes 0 in float16, and the new gradient 0 / 0',
+        _fix_gradient_lars,
     ),
     *(
         _fix(
             'optimizers.' + name,
-            'eps is 0 beside a 0-dimensional float16 parameter, and 0 / 0 its '
-            'new value',
-            functools.partial(_mend_eps, class_name),
+            'eps becomes 0 with a 0-dimensional float16 parameter, and the '
+            'new value 0 / 0',
+            functools.partial(_fix_eps, class_name),
         )
         for name, class_name in (
             ('ada_grad', 'AdaGradRule'),
@@ -227,7 +227,7 @@ FIXES = (
     *(
         _fix(
             'functions.' + name,
-            'a Python number beyond 65,504 is infinite beside float16',
+            'a Python number beyond 65,504 becomes infinite in float16',
             functools.partial(_decorate, methods, _compute_in_float32),
         )
         for name, methods in (

@@ -9,8 +9,8 @@ from chainer_shared_patch.compat.importing import Fix, is_at_least
 
 
 def _make_caffe_pb2(module: Any) -> None:
-    # The generated code holds the description of the format as protobuf's
-    # own message, from which today's protobuf makes the same classes.
+    # The generated code holds the description of the format as a protobuf
+    # message, from which today's protobuf makes the same classes.
     from google.protobuf import descriptor_pool
     from google.protobuf.internal import builder
 
@@ -23,7 +23,7 @@ def _make_caffe_pb2(module: Any) -> None:
     # The literal is the argument of a function that encodes it.
     (literal,) = value.args  # type: ignore[attr-defined]
     names = vars(module)
-    # A pool of its own, as others may have their own caffe.proto.
+    # A separate pool, since other packages may have their own caffe.proto.
     names['DESCRIPTOR'] = descriptor_pool.DescriptorPool().AddSerializedFile(
         literal.value.encode('latin1')
     )

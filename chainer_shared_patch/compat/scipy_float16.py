@@ -1,4 +1,4 @@
-"""Sparse matrices of float16, which SciPy no longer takes."""
+"""Sparse matrices of float16, which SciPy no longer accepts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from chainer_shared_patch.compat.importing import Fix, is_at_least
 import numpy
 
 
-def _mend_sparse_matmul(module: Any) -> None:
+def _fix_sparse_matmul(module: Any) -> None:
     matmul = module._coo_matmul_cpu
 
     @functools.wraps(matmul)
     def matmul_in_float32(
         A_data: Any, A_row: Any, A_col: Any, A_shape: Any, B: Any, dtype: Any
     ) -> Any:
-        # As SciPy itself did before. The result is cast to dtype.
+        # As SciPy itself used to. The result is cast to dtype.
         if A_data.dtype == numpy.float16:
             A_data = A_data.astype(numpy.float32)
         if B.dtype == numpy.float16:
@@ -32,6 +32,6 @@ FIXES = (
         broken='sparse matrices of float16 are refused',
         since='SciPy 1.15',
         is_needed=lambda: is_at_least('scipy', '1.15'),
-        mend=_mend_sparse_matmul,
+        apply=_fix_sparse_matmul,
     ),
 )

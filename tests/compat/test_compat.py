@@ -216,7 +216,7 @@ importlib.reload(sys.modules['chainer.datasets.mnist'])
     )
 
 
-def test_mended_modules_keep_their_loaders():
+def test_fixed_modules_keep_their_loaders():
     run(
         """
 import chainer_shared_patch, importlib, inspect

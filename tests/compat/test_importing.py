@@ -55,12 +55,12 @@ def test_module_that_only_another_finder_finds(tmp_path, monkeypatch):
             if name == 'found_elsewhere':
                 return PathFinder.find_spec(name, [str(tmp_path)])
 
-    def mend(module):
+    def apply(module):
         module.number = 2
 
     monkeypatch.setattr(sys, 'meta_path', [*sys.meta_path, Finder])
     monkeypatch.setattr(importing, '_fixes', dict(importing._fixes))
-    fix = importing.Fix('found_elsewhere', '', '', lambda: True, mend=mend)
+    fix = importing.Fix('found_elsewhere', '', '', lambda: True, apply=apply)
     importing.register([fix])
     assert importlib.import_module('found_elsewhere').number == 2
     assert fix.is_applied()

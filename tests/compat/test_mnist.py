@@ -300,7 +300,7 @@ def test_wrong_file_put_there_by_hand(files, arrays, serve, root, use):
     with pytest.raises(OSError) as info:
         mnist.retrieve('train.npz')
     assert '{}: its content has the SHA-256'.format(path) in str(info.value)
-    assert '{}.gz is no regular file'.format(path) in str(info.value)
+    assert '{}.gz is not a regular file'.format(path) in str(info.value)
     use(serve('good').url)
     assert_is(mnist.retrieve('train.npz'), arrays['train'])
 
@@ -412,14 +412,20 @@ class TestReadDirectory:
         [
             (lambda content: content[:-1], 'should hold 23,520 bytes'),
             (lambda content: content + b'x', 'should hold 23,520 bytes'),
-            (lambda content: content[:7], 'no IDX file'),
-            (lambda content: content[:13], 'no IDX file'),
-            (lambda content: b'', 'no IDX file'),
-            (lambda content: b'\0\0\x0d' + content[3:], 'no IDX file'),
-            (lambda content: content[:4] + b'\xff' * 12, 'no IDX file'),
+            (lambda content: content[:7], 'not an IDX file'),
+            (lambda content: content[:13], 'not an IDX file'),
+            (lambda content: b'', 'not an IDX file'),
+            (lambda content: b'\0\0\x0d' + content[3:], 'not an IDX file'),
+            (lambda content: content[:4] + b'\xff' * 12, 'not an IDX file'),
             (lambda content: content[:4] + b'\xff' * 4 + content[8:], '1,000'),
-            (lambda content: gzip.compress(content)[:-9], 'no whole gzip'),
-            (lambda content: gzip.compress(content)[:40] + b'x', 'whole gzip'),
+            (
+                lambda content: gzip.compress(content)[:-9],
+                'not a complete gzip',
+            ),
+            (
+                lambda content: gzip.compress(content)[:40] + b'x',
+                'complete gzip',
+            ),
             (lambda content: make_idx(numpy.zeros((30, 8, 8), 'u1')), '28'),
             (lambda content: make_idx(numpy.zeros((9, 28, 28), 'u1')), '30'),
             (lambda content: make_idx(numpy.zeros((0, 28, 28), 'u1')), '1 to'),
@@ -445,7 +451,7 @@ class TestReadDirectory:
         path = directory / 'train-images-idx3-ubyte'
         path.unlink()
         os.mkfifo(str(path))
-        with pytest.raises(ValueError, match='no regular file') as info:
+        with pytest.raises(ValueError, match='not a regular file') as info:
             mnist.read_directory(str(directory), 'train')
         assert str(path) in str(info.value)
 

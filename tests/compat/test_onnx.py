@@ -76,7 +76,7 @@ def test_onnx_is_left_as_it_was():
 
 
 def test_imported_before():
-    # As where Chainer needs no mends, but the exporter does.
+    # As where Chainer needs no fixes, but the exporter does.
     run(
         'import chainer_shared_patch\n'
         'from chainer_shared_patch.compat import importing\n'

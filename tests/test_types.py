@@ -1,0 +1,54 @@
+"""What the types of the public names say, as `make lint` checks too."""
+
+from __future__ import annotations
+
+import chainer_shared_patch
+from chainer_shared_patch import SharedLinear, patched, share, summary
+import chainer
+import chainer.links as L
+from chainer_shared_patch.convert import SharedLayer, ShareReport
+from chainer_shared_patch.summary import LinkSummary, Summary
+import numpy
+import pytest
+from typing_extensions import assert_type
+
+
+def test_shared_linear() -> None:
+    x = numpy.ones((2, 20), numpy.float32)
+    link = SharedLinear(20, 5, common_num=10, initialW=0.5)
+    assert_type(link(x), chainer.Variable)
+    assert_type(link(chainer.Variable(x)), chainer.Variable)
+    assert_type(link.W, chainer.Parameter)
+    assert_type(link.common_num, int)
+    copy = SharedLinear.from_params(
+        link.W, link.b, common_num=10, order=range(20)
+    )
+    assert_type(copy, SharedLinear)
+
+
+def test_share_and_summary() -> None:
+    x = numpy.ones((2, 20), numpy.float32)
+    model = chainer.Sequential(L.Linear(20, 5))
+    report = share(model, {'/0': 10}, inputs=x, order='grouped')
+    assert_type(report, ShareReport)
+    assert_type(report.layers, tuple[SharedLayer, ...])
+    assert_type(report.layers[0].path, str)
+    assert_type(summary(model, x), Summary)
+    assert_type(summary(model, x).rows, list[LinkSummary])
+    chainer_shared_patch.expand(model)
+
+
+def test_patch() -> None:
+    with patched(common_num=10, shared_algorithm='tile'):
+        assert_type(chainer_shared_patch.is_installed(), bool)
+
+
+def test_mistakes() -> None:
+    # That mypy finds each of them shows in that it wants all these comments.
+    with pytest.raises(TypeError):
+        SharedLinear(20, 5)  # type: ignore[call-arg]
+    with pytest.raises(ValueError):
+        SharedLinear(20, 5, common_num=2.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError):
+        with patched(shared_algorithm='add'):  # type: ignore[arg-type]
+            pass
