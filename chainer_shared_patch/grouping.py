@@ -19,7 +19,7 @@ def group_columns(
 
     .. math::
         \\sum_c \\sum_{i \\in c} e_i \\|w_i - m_c\\|^2, \\quad
-        m_c = \\sum_{i \\in c} e_i w_i \\Big/ \\sum_{i \\in c} e_i,
+        m_c = \\frac{\\sum_{i \\in c} e_i w_i}{\\sum_{i \\in c} e_i},
 
     which is the objective of weighted k-means with clusters of equal size.
     From the blocks as they lie, it exchanges pairs of columns as long as that
