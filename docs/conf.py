@@ -1,0 +1,64 @@
+"""How Sphinx makes a site of these pages: ``make docs``, without a network."""
+
+import chainer_shared_patch
+from docutils import nodes
+from docutils.utils.math import latex2mathml
+
+project = 'chainer_shared_patch'
+version = release = chainer_shared_patch.__version__
+html_title = '{} {}'.format(project, release)
+html_theme = 'furo'
+html_copy_source = False
+html_show_copyright = False
+html_show_sphinx = False
+html_math_renderer = 'mathml'
+html_static_path = html_css_files = ['site.css']
+
+extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon']
+myst_enable_extensions = ['dollarmath']
+myst_heading_anchors = 3  # GitHub's, for links such as page.md#heading
+myst_fence_as_directive = ['math']  # GitHub's again
+highlight_language = 'text'
+# Such as of a console command that has several lines.
+suppress_warnings = ['misc.highlighting_failure']
+
+# The docstrings give the types.
+autodoc_typehints = 'none'
+autodoc_member_order = 'bysource'
+autodoc_inherit_docstrings = False
+napoleon_use_ivar = True
+
+nitpick_ignore = [
+    ('py:class', name) for name in ('callable', 'dtype', 'iterable')
+]
+# What the docstrings name of other projects has a page there.
+CHAINER = 'https://docs.chainer.org/en/v7.8.1/reference/'
+NUMPY = 'https://numpy.org/doc/stable/reference/'
+LABELS = {
+    'initializer': CHAINER + 'initializers.html',
+    'ndarray': CHAINER + 'variable.html#ndarray',
+}
+
+
+def link_elsewhere(app, env, node, content):
+    """Links a name in Chainer or NumPy, without asking the network for it."""
+    name = node['reftarget']
+    site = {'chainer': CHAINER, 'numpy': NUMPY}.get(name.split('.')[0])
+    if site is None and name not in LABELS:
+        return None
+    uri = LABELS.get(name) or '{}generated/{}.html'.format(site, name)
+    return nodes.reference('', '', content, internal=False, refuri=uri)
+
+
+def visit_math(self, node):
+    """Writes MathML, which browsers show without a script or a font."""
+    is_block = isinstance(node, nodes.math_block)
+    self.body.append(latex2mathml.tex2mathml(node.astext(), is_block))
+    raise nodes.SkipNode
+
+
+def setup(app):
+    app.connect('missing-reference', link_elsewhere)
+    app.add_html_math_renderer(
+        'mathml', (visit_math, None), (visit_math, None)
+    )
