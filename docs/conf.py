@@ -8,6 +8,7 @@ project = 'chainer_shared_patch'
 version = release = chainer_shared_patch.__version__
 html_title = '{} {}'.format(project, release)
 html_theme = 'furo'
+pygments_dark_style = 'monokai'
 html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False
@@ -28,9 +29,8 @@ autodoc_member_order = 'bysource'
 autodoc_inherit_docstrings = False
 napoleon_use_ivar = True
 
-nitpick_ignore = [
-    ('py:class', name) for name in ('callable', 'dtype', 'iterable')
-]
+# Types in plain words, such as array or callable, have no page.
+nitpick_ignore_regex = [('py:class', '[a-z ]+')]
 # What the docstrings name of other projects has a page there.
 CHAINER = 'https://docs.chainer.org/en/v7.8.1/reference/'
 NUMPY = 'https://numpy.org/doc/stable/reference/'
