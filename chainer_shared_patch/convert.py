@@ -28,7 +28,7 @@ _ROWS = 256
 
 
 class SharedLayer(NamedTuple):
-    """What :func:`chainer_shared_patch.share` did to a layer.
+    """What :func:`share` did to a layer.
 
     Attributes:
         path (str): The layer's path in the model.
@@ -56,7 +56,7 @@ class SharedLayer(NamedTuple):
 
 
 class ShareReport(NamedTuple):
-    """What :func:`chainer_shared_patch.share` did, which prints as a table.
+    """What :func:`share` did, which prints as a table.
 
     Attributes:
         layers (tuple of SharedLayer): The layers, in the order in which they

@@ -66,7 +66,7 @@ class LinkSummary(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Summary:
-    """What :func:`chainer_shared_patch.summary` returns, printed as a table.
+    """What :func:`summary` returns, which prints as a table.
 
     Attributes:
         rows (list of LinkSummary): The links, in the order of their calls.

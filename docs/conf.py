@@ -40,9 +40,20 @@ LABELS = {
 }
 
 
-def link_elsewhere(app, env, node, content):
-    """Links a name in Chainer or NumPy, without asking the network for it."""
+def find_reference(app, env, node, content):
+    """Links what the docstrings name without its module, or elsewhere."""
     name = node['reftarget']
+    if name in chainer_shared_patch.__all__:
+        return env.get_domain('py').resolve_xref(
+            env,
+            node['refdoc'],
+            app.builder,
+            node['reftype'],
+            'chainer_shared_patch.' + name,
+            node,
+            content,
+        )
+    # Nothing is asked of the network.
     site = {'chainer': CHAINER, 'numpy': NUMPY}.get(name.split('.')[0])
     if site is None and name not in LABELS:
         return None
@@ -58,7 +69,7 @@ def visit_math(self, node):
 
 
 def setup(app):
-    app.connect('missing-reference', link_elsewhere)
+    app.connect('missing-reference', find_reference)
     app.add_html_math_renderer(
         'mathml', (visit_math, None), (visit_math, None)
     )
