@@ -20,8 +20,10 @@ myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 3  # GitHub's, for links such as page.md#heading
 myst_fence_as_directive = ['math']  # GitHub's again
 highlight_language = 'text'
-# Such as of a console command that has several lines.
-suppress_warnings = ['misc.highlighting_failure']
+suppress_warnings = [
+    'misc.highlighting_failure',  # of console commands of several lines
+    'myst.xref_missing',  # of ../README.md; test_documents.py checks links
+]
 
 # The docstrings give the types.
 autodoc_typehints = 'none'
