@@ -35,7 +35,7 @@ export PIP_BUILD_CONSTRAINT := \
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help train train-distributed test fuzz benchmark compare test-gpu wheels \
-    test-kernels test-all mutation lint format audit dist smoke clean
+    docs test-kernels test-all mutation lint format audit dist smoke clean
 
 help:
 	@echo 'make train        train the network of the article on MNIST'
@@ -52,6 +52,7 @@ help:
 	@echo 'make mutation     look for changes of the code that no test notices (hours)'
 	@echo 'make lint         check style and types'
 	@echo 'make format       format the code'
+	@echo 'make docs         make a site of docs/ in build/docs'
 	@echo 'make audit        check the licences and vulnerabilities of what is installed'
 	@echo 'make dist         build the sdist and the wheel'
 	@echo 'make smoke        check that the wheel works in an empty environment'
@@ -128,6 +129,11 @@ lint: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+# Without a network. All pages are read again, so that each warning is seen.
+docs: $(VENV)/installed-docs
+	$(VENV)/bin/sphinx-build -qEnW --keep-going docs build/docs
+	@echo 'The site is build/docs/index.html'
 
 # Of what "pip install" installs, and EXTRAS=[onnx,plot] of that too.
 audit: $(VENV)/installed-audit

@@ -18,7 +18,7 @@ def group_columns(
 
     .. math::
         \\sum_c \\sum_{i \\in c} e_i \\|w_i - m_c\\|^2, \\quad
-        m_c = \\sum_{i \\in c} e_i w_i \\Big/ \\sum_{i \\in c} e_i,
+        m_c = \\frac{\\sum_{i \\in c} e_i w_i}{\\sum_{i \\in c} e_i},
 
     small. This is the objective of k-means (MacQueen, "Some methods for
     classification and analysis of multivariate observations", 1967), here
