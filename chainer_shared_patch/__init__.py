@@ -37,7 +37,7 @@ from chainer_shared_patch.patch import (
 )
 from chainer_shared_patch.summary import summary
 
-__version__ = '0.1.0'
+__version__ = '1.0.0'
 __all__ = [
     'SharedLinear',
     'expand',

@@ -134,7 +134,7 @@ def draw_sharing():
             x, y, text, color=TEXT, fontsize=size, ha=ha, va='center_baseline'
         )
 
-    names = '$x_1$', '$x_2$', '$x_3$'
+    names = '$x_0$', '$x_1$', '$x_2$'
     write(2, 42, 'One product with the wide weight', 15, 'left')
     for i, (name, color) in enumerate(zip(names, BLOCKS)):
         box(2 + 10 * i, 26, 9.8, 7, color, name)

@@ -17,6 +17,7 @@ BLOCK = re.compile(
     r'^(?:<!-- not run: ([^\n]+) -->\n)?```(\w*)\n(.*?)^```$',
     re.MULTILINE | re.DOTALL,
 )
+SEPARATOR = '=' * 30
 # What users have, and what the commands of the pages run.
 TRAIN = """
 import sys
@@ -86,14 +87,14 @@ def test_python(page, tmp_path):
         if reason:
             continue
         if language == 'python':
-            code += [text, "print('-' * 8)\n"]
+            code += [text, 'print({!r})\n'.format(SEPARATOR)]
             shown.append(None)
         elif language == 'text' and shown:
             shown[-1] = text
     program = tmp_path / 'program.py'
     program.write_text(''.join(code), encoding='utf-8')
     output = run(['python', program.name], tmp_path)
-    for printed, expected in zip(output.split('-' * 8 + '\n'), shown):
+    for printed, expected in zip(output.split(SEPARATOR + '\n'), shown):
         assert expected in (None, printed)
 
 
