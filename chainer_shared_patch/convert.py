@@ -22,6 +22,7 @@ from chainer_shared_patch.grouping import group_columns
 from chainer_shared_patch.links import (
     SharedLinear,
     check_divides,
+    check_model,
     check_order,
 )
 import numpy
@@ -202,7 +203,7 @@ def share(
         ShareReport: The layers and what they lose. It prints as a table.
 
     Raises:
-        TypeError: If a path is not a string.
+        TypeError: If the model is not a link, or a path is not a string.
         ValueError: If ``common_num`` does not divide the width of a layer; if
             a path matches no layer; if a layer has no weight yet, occurs
             twice, has link hooks or is not reached by the inputs; if the
@@ -225,6 +226,7 @@ def share(
         ((1000, 196), (10, 100))
 
     """
+    check_model(model)
     layers = _choose(model, common_num, order)
     pairs = _check_pairs(model, layers, fold or {})
     batches = _check_batches(inputs)
@@ -260,6 +262,7 @@ def expand(model: Link) -> None:
         model (chainer.Link): The model, a chain. It is changed in place.
 
     Raises:
+        TypeError: If the model is not a link.
         ValueError: If a shared layer is the model itself, has no weight yet,
             occurs twice, has link hooks or is of a subclass. Then nothing is
             changed.
@@ -275,6 +278,7 @@ def expand(model: Link) -> None:
         (5, 20)
 
     """
+    check_model(model)
     links = {
         path: link
         for path, link in model.namedlinks()

@@ -165,6 +165,14 @@ class _FirstBlock(chainer.initializer.Initializer):
         array[...] = wide[:, :k]
 
 
+def check_model(model: Any) -> None:
+    """Raises an error if a model is not a link."""
+    if not isinstance(model, chainer.Link):
+        raise TypeError(
+            'model must be a chainer.Link, but is {!r}'.format(model)
+        )
+
+
 def check_divides(common_num: int, in_size: int) -> None:
     """Checks that a layer's input can be cut into equal blocks.
 

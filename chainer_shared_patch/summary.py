@@ -29,6 +29,7 @@ from chainer.types import NdArray
 from chainer.utils import size_of_shape
 from chainer.utils.conv import get_conv_outsize
 from chainer_shared_patch.functions import SharedLinearFunction
+from chainer_shared_patch.links import check_model
 import numpy
 from tabulate import SEPARATING_LINE, tabulate
 
@@ -226,10 +227,7 @@ def summary(model: Link, x: Any) -> Summary:
         Size of the parameters: 3,539,640 bytes (dense: 6,779,640 bytes)
 
     """
-    if not isinstance(model, Link):
-        raise TypeError(
-            'model must be a chainer.Link, but is {!r}'.format(model)
-        )
+    check_model(model)
     calls = _Calls(_copy(model))
     random_state = numpy.random.get_state()
     try:

@@ -1434,3 +1434,11 @@ numpy.save(sys.argv[2], model(numpy.load(sys.argv[2])).array)
             with pytest.raises(ValueError, match=message):
                 expand(model)
             assert state_of(model) == before
+
+
+@pytest.mark.parametrize(
+    'convert', [lambda model: share(model, 2), expand], ids=['share', 'expand']
+)
+def test_no_link(convert):
+    with pytest.raises(TypeError, match='model must be a chainer.Link, but'):
+        convert('a model')
