@@ -52,7 +52,7 @@ help:
 	@echo 'make mutation     look for changes to the code that no test notices (hours)'
 	@echo 'make lint         check style and types'
 	@echo 'make format       format the code'
-	@echo 'make audit        check what is installed for licences and vulnerabilities'
+	@echo 'make audit        check the licences and vulnerabilities of what is installed'
 	@echo 'make dist         build the sdist and the wheel'
 	@echo 'make smoke        check that the wheel works in an empty environment'
 	@echo 'make clean        remove everything made by the above, except results'
@@ -129,7 +129,7 @@ format: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-# Of what "pip install" installs, with EXTRAS=[onnx,plot] including the extras.
+# Of what "pip install" installs, and EXTRAS=[onnx,plot] of that too.
 audit: $(VENV)/installed-audit
 	$(VENV)/bin/python -m venv --clear --without-pip .audit
 	$(VENV)/bin/python -m pip --python .audit/bin/python install --quiet \
