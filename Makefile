@@ -1,5 +1,5 @@
-# The two commands are `make train` and `make test`. Each makes a virtual
-# environment in .venv first, if that is not there and up to date.
+# The two commands are `make train` and `make test`. Each first sets up a virtual
+# environment in .venv, unless it exists and is up to date.
 #
 #   make train EPOCHS=3 DATASET=~/mnist ARGS='--seed 1'
 #   make test ARGS='-k patch'
@@ -11,7 +11,7 @@ SECONDS ?= 60
 DATASET ?= auto
 RANKS ?= 2
 ARGS ?=
-# A shell expands nothing in them where they come from its environment.
+# Passed in the environment, because a shell expands nothing in values there.
 export DATASET OUT
 # Or cuda13x.
 CUDA ?= cuda12x
@@ -21,14 +21,14 @@ ifneq ($(wildcard $(VENV)/bin/python),)
 INTERPRETER := -c 'import sys; print(sys.base_prefix, sys.version)'
 ifneq ($(shell $(VENV)/bin/python $(INTERPRETER)), \
        $(shell $(PYTHON) $(INTERPRETER)))
-# Another interpreter than that of .venv is asked for: make it anew.
+# Another interpreter than that of .venv was asked for: make .venv again.
 .PHONY: $(VENV)/bin/python
 endif
 endif
 endif
 PYTHON ?= python3
 
-# pip reads the one up to 25.2 and the other from 25.3 on.
+# pip reads the first up to version 25.2, the second from 25.3 on.
 export PIP_CONSTRAINT := $(strip $(PIP_CONSTRAINT) build-constraints.txt)
 export PIP_BUILD_CONSTRAINT := \
     $(strip $(PIP_BUILD_CONSTRAINT) build-constraints.txt)
@@ -42,28 +42,28 @@ help:
 	@echo 'make train-distributed'
 	@echo '                  train it on RANKS=2 processes'
 	@echo 'make test         run the tests'
-	@echo 'make fuzz         try inputs of any kind for SECONDS per target and engine'
-	@echo 'make benchmark    compare the speed with that of the alternatives'
-	@echo 'make compare      compare accuracy and size with those of the alternatives'
+	@echo 'make fuzz         try arbitrary inputs, for SECONDS=60 per target and engine'
+	@echo 'make benchmark    compare the speed with the alternatives (a quarter of an hour)'
+	@echo 'make compare      compare accuracy and size with the alternatives (an hour)'
 	@echo 'make test-gpu     run the tests that need CuPy and a GPU'
-	@echo 'make wheels       collect what scripts/check_gpu.sh needs'
+	@echo 'make wheels       collect the wheels that scripts/check_gpu.sh needs'
 	@echo 'make test-kernels run the arithmetic tests with each BLAS kernel'
-	@echo 'make test-all     run all tests, with several versions of Python and NumPy'
-	@echo 'make mutation     look for changes of the code that no test notices (hours)'
+	@echo 'make test-all     run all tests with several versions of Python and NumPy'
+	@echo 'make mutation     look for changes to the code that no test notices (hours)'
 	@echo 'make lint         check style and types'
 	@echo 'make format       format the code'
 	@echo 'make docs         make a site of docs/ in build/docs'
 	@echo 'make audit        check the licences and vulnerabilities of what is installed'
 	@echo 'make dist         build the sdist and the wheel'
 	@echo 'make smoke        check that the wheel works in an empty environment'
-	@echo 'make clean        remove everything made above, except results'
+	@echo 'make clean        remove everything made by the above, except results'
 
 train: $(VENV)/installed-plot
 	$(VENV)/bin/python scripts/train_mnist.py --epoch $(EPOCHS) \
 	    --dataset="$$DATASET" --out="$${OUT:-result}" $(ARGS)
 
-# In a container this is root, which Open MPI must be told. Ranks that wait
-# leave their core to others, and have one thread of BLAS each.
+# Open MPI must be told if this is root, as in containers. Each rank has one BLAS
+# thread, and leaves its core to others while it waits.
 train-distributed: $(VENV)/installed-plot,mpi
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
 	$(VENV)/bin/mpiexec --allow-run-as-root --map-by :OVERSUBSCRIBE \
@@ -88,13 +88,13 @@ compare: $(VENV)/installed-benchmark,onnx
 test-gpu: $(VENV)/installed-test,$(CUDA)
 	$(VENV)/bin/python -m pytest -rs tests/gpu $(ARGS)
 
-# For a machine with the same version of Python and a NumPy and CuPy of its own.
+# For a machine with the same version of Python, and its own NumPy and CuPy.
 wheels: $(VENV)/bin/python
 	$(VENV)/bin/python -m pip wheel --quiet --wheel-dir wheels '.[test]' mock
 	rm -rf build wheels/numpy-*.whl
 
-# NumPy's OpenBLAS adds in another order with each kind of kernel. Those that
-# this processor can run, by its instructions.
+# NumPy's OpenBLAS adds in a different order with each kind of kernel. These are
+# the kinds that this processor can run, judging by its instructions.
 has = $(shell grep -sow -m 1 $(1) /proc/cpuinfo)
 KERNELS = Nehalem $(if $(call has,avx),Sandybridge) \
     $(if $(call has,avx2),Haswell Zen) $(if $(call has,avx512f),SkylakeX)
@@ -106,13 +106,13 @@ test-kernels: $(VENV)/installed-test
 	        --numprocesses auto -m arithmetic tests || exit; \
 	done
 
-# With every Python that there is, pyenv's that are not selected included.
+# With every Python installed, including those of pyenv that are not selected.
 test-all: export PATH := \
     $(PATH)$(shell printf ':%s' "$$(pyenv root 2> /dev/null)"/versions/*/bin)
 test-all: $(VENV)/installed-dev test-kernels
 	$(VENV)/bin/tox run $(ARGS)
 
-# It changes the files of the package while it runs, and changes them back.
+# While it runs, it changes the files of the package, and then changes them back.
 mutation: SESSION := build/mutation.sqlite
 mutation: $(VENV)/installed-mutation test
 	mkdir -p build
@@ -142,7 +142,7 @@ audit: $(VENV)/installed-audit
 	    --use-pep517 '.$(EXTRAS)'
 	$(VENV)/bin/python scripts/audit.py .audit/bin/python
 
-# Always the same for one commit, one version of Python and one of setuptools.
+# The same bytes for the same commit, Python and setuptools.
 dist: export SOURCE_DATE_EPOCH ?= \
     $(or $(shell git log -1 --format=%ct 2> /dev/null),315532800)
 dist: $(VENV)/installed-dev
@@ -160,14 +160,14 @@ clean:
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9) and \
-	    "Python 3.9 or later is needed, and $(PYTHON) is %d.%d;" \
+	    "Python 3.9 or later is needed, but $(PYTHON) is %d.%d;" \
 	    " choose another with PYTHON=..." % sys.version_info[:2])'
 	$(PYTHON) -m venv --clear $(VENV)
 
 $(VENV)/installed-%: $(VENV)/bin/python setup.cfg setup.py pyproject.toml \
         build-constraints.txt
-	@echo 'Installing chainer_shared_patch and what "make" needs in $(VENV) ...'
-# An environment that uv has made has no pip.
+	@echo 'Installing chainer_shared_patch and what "make" needs into $(VENV) ...'
+# An environment made by uv has no pip.
 	@$(VENV)/bin/python -m pip --version > /dev/null 2>&1 \
 	    || $(VENV)/bin/python -m ensurepip > /dev/null
 	@$(VENV)/bin/python -m pip install --quiet --use-pep517 \

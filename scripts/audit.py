@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Audits an environment: an SBOM, the licences and known vulnerabilities.
+"""Audits an environment: its SBOM, licences and known vulnerabilities.
 
 .. code-block:: console
 
     $ make audit
 
-Takes the Python of an environment that holds this project and what it needs.
+Takes the Python of an environment with this project and its dependencies.
 Writes an SBOM (CycloneDX), prints the licences, and fails if one of them is
-not listed here, if a package has a known vulnerability, or if the database
-of vulnerabilities (OSV) cannot be asked.
+not listed here, if a package has a known vulnerability, or if the database of
+vulnerabilities (OSV) does not answer.
 """
 
 import argparse
@@ -21,8 +21,8 @@ import sys
 from tabulate import tabulate
 
 PROJECT = 'chainer_shared_patch'
-# All let programs of any licence use the package, and are named as in SPDX or
-# as in the package's metadata.
+# All of them let programs of any licence use the package. They are named as in
+# SPDX or in the metadata of packages.
 LICENSES = {
     *('0BSD', 'Apache-2.0', 'Apache Software License'),
     *('BSD-2-Clause', 'BSD-3-Clause', '3-Clause BSD License', 'BSD License'),
@@ -32,12 +32,12 @@ LICENSES = {
     *('PSF-2.0', 'Python Software Foundation License'),
     *('The Unlicense (Unlicense)', 'Zlib'),
 }
-# The ID of a vulnerability that does no harm here: why not.
+# IDs of vulnerabilities that do no harm here, and why not.
 ACCEPTED = {}
 
 
 def run_tool(name, *args):
-    """Runs a program that is installed beside this Python."""
+    """Runs a program installed beside this Python."""
     return subprocess.run(
         [os.path.join(os.path.dirname(sys.executable), name), *args],
         capture_output=True,
@@ -46,7 +46,7 @@ def run_tool(name, *args):
 
 
 def read_json(process):
-    """Returns what a tool printed, or raises ValueError with its reason."""
+    """Returns what a tool printed, or raises a ValueError with the reason."""
     try:
         return json.loads(process.stdout)
     except ValueError:
@@ -56,7 +56,7 @@ def read_json(process):
 
 
 def make_root(sbom):
-    """Makes the project what the SBOM describes, instead of a part of it."""
+    """Makes the project the subject of the SBOM instead of a component."""
     (root,) = [c for c in sbom['components'] if c['name'] == PROJECT]
     sbom['components'].remove(root)
     # Where it was installed from: a path of this machine.
@@ -80,7 +80,7 @@ def write_sbom(python, path):
     text = json.dumps(sbom, indent=2, sort_keys=True) + '\n'
     error = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)
     if error:
-        raise ValueError('{} is no valid SBOM: {}'.format(path, error))
+        raise ValueError('{} is not a valid SBOM: {}'.format(path, error))
     with open(path, 'w', encoding='utf-8') as file:
         file.write(text)
 
@@ -88,11 +88,11 @@ def write_sbom(python, path):
 def check_licenses(packages):
     """Returns a message for each package with a licence that is not listed.
 
-    Of licences to choose from, all have to be.
+    If there are licences to choose from, all must be listed.
     """
     for package in packages:
         parts = re.split(r'\s+(?:AND|OR)\s+|\s*;\s*', package['License'])
-        # Parentheses belong to an expression, or to a name itself.
+        # Parentheses are part of an expression or of a name.
         others = {
             part for part in parts if not LICENSES & {part, part.strip('()')}
         }
@@ -155,10 +155,12 @@ def audit(python, path):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        'python', help='the Python of the environment to be audited'
+        'python', help='the Python of the environment to audit'
     )
     parser.add_argument(
-        '--out', default='sbom.json', help='file for the SBOM (%(default)s)'
+        '--out',
+        default='sbom.json',
+        help='file for the SBOM (default: %(default)s)',
     )
     args = parser.parse_args(argv)
     problems = list(audit(args.python, args.out))

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Tests and measures everything on a machine with a GPU and CuPy, and no
-# network. What it runs prints goes to one file besides the terminal.
+# network. All output goes both to the terminal and to one file.
 #
 #   scripts/check_gpu.sh WHEELS [RESULTS [DEVICE]]
 #
-# WHEELS is a folder of the wheels of what is missing there. On a machine with
-# a package index, `make wheels` makes it; it holds neither NumPy nor CuPy, so
-# that those that are there stay. CHAINER may name a checkout of Chainer's
-# v7.8.1, for its own GPU tests of what the patch and compat touch, and PYTHON
-# an interpreter, not that of a virtual environment, that has NumPy and CuPy.
+# WHEELS is a folder with the wheels that are missing there. On a machine with a
+# package index, `make wheels` makes it, without NumPy and CuPy, so that those
+# already installed stay. CHAINER may name a checkout of Chainer v7.8.1, to run
+# its own GPU tests of what the patch and compat touch. PYTHON may name an
+# interpreter with NumPy and CuPy that is not in a virtual environment.
+# RESULTS is gpu-results.txt by default, and DEVICE @cupy:0.
 set -uo pipefail
 
 if [ $# -lt 1 ] || [ ! -d "$1" ]; then
@@ -65,7 +66,7 @@ main() {
         --dataset sample --out "$work/benchmark"
     echo
     if [ ${#failed[@]} -eq 0 ]; then
-        echo 'all of it has passed'
+        echo 'everything passed'
     else
         printf 'failed: %s\n' "${failed[@]}"
         return 1

@@ -8,15 +8,15 @@
     $ python scripts/compare_stacks.py record chainer new.gz
     $ python scripts/compare_stacks.py compare old.gz new.gz
 
-Each ``record`` runs on a stack of its own. It runs Chainer's tests, with the
+Run each ``record`` on a stack of its own. It runs Chainer's tests, with the
 same random numbers everywhere, and keeps a digest of what each function takes
-and returns, forward and backward, of what each optimizer makes of a parameter
-and of what each initializer makes. Needs what run_chainer_tests.py needs, and
-takes about ten minutes.
+and returns, forward and backward, of how each optimizer changes a parameter,
+and of what each initializer produces. It needs what run_chainer_tests.py
+needs, and takes about ten minutes.
 
-``compare`` lists what differs in data type or shape, or by more than rounding,
-though computed from the same inputs. It exits with status 1 if anything does
-that EXPLAINED does not explain.
+``compare`` lists results that differ in data type or shape, or by more than
+rounding, although computed from the same inputs. It exits with status 1 if any
+of them is not explained by EXPLAINED.
 """
 
 import argparse
@@ -37,10 +37,10 @@ import numpy
 import pytest
 from run_chainer_tests import run_pytest
 
-# The largest difference, in units of the roundoff of the least precise data
-# type in a call and of the mean magnitude of what one output is made of.
+# The largest difference allowed, in units of the roundoff of the least precise
+# data type in a call, times the mean magnitude of what makes up an output.
 ROUNDINGS = 16
-# Tests and calls, and why their results may differ.
+# Patterns of tests and calls, and why their results may differ.
 EXPLAINED = {
     r'DecorrelatedBatchNormalization': (
         'LAPACK decomposes a nearly singular covariance'
@@ -64,7 +64,7 @@ def seed(name):
 
 
 class SeededRandomState(numpy.random.RandomState):
-    """What a test gets that asks for random numbers without a seed."""
+    """The RandomState of tests that do not give a seed."""
 
     def __init__(self, seed=0):
         super().__init__(seed)
@@ -123,14 +123,14 @@ class Recorder:
 
 
 def observe_chainer(recorder):
-    """Has Chainer tell the recorder what it computes."""
+    """Makes Chainer tell the recorder what it computes."""
     apply = chainer.FunctionNode.apply
     step = _backprop_utils.backprop_step
     update = chainer.UpdateRule.update
     generate_array = chainer.initializers.generate_array
 
     def name_of(node):
-        # FunctionAdapter stands for a Function of the old style.
+        # FunctionAdapter stands for an old-style Function.
         return type(getattr(node, 'function', node)).__name__
 
     @functools.wraps(apply)
@@ -187,7 +187,7 @@ def record(path, checkout, pytest_args):
 
 
 def read(path):
-    """Returns the calls in each test by what was called."""
+    """Returns the calls by test and by what was called."""
     calls = collections.defaultdict(list)
     with gzip.open(path, 'rt') as file:
         for line in file:
@@ -197,7 +197,7 @@ def read(path):
 
 
 def find_change(index, old, new):
-    """Returns what the arrays of one call are and those of another are not."""
+    """Returns how the arrays of two calls differ, or None."""
     before, after = ([x[index] for x in arrays] for arrays in (old, new))
     if before != after:
         name = ('data type', 'shape', 'NaN or infinity')[index]
@@ -206,7 +206,7 @@ def find_change(index, old, new):
 
 
 def find_difference(inputs, old, new):
-    """Returns how what was computed from the same inputs differs."""
+    """Returns how results computed from the same inputs differ, or None."""
     for index in range(3):
         change = find_change(index, old, new)
         if change is not None:
@@ -230,7 +230,7 @@ def find_difference(inputs, old, new):
 
 
 def explain(test, what):
-    """Returns why the results of a call may differ."""
+    """Returns why the results of a call may differ, or None."""
     for pattern, reason in EXPLAINED.items():
         if re.search(pattern, '{} {}'.format(test, what)):
             return reason
@@ -238,7 +238,7 @@ def explain(test, what):
 
 
 def compare(old, new):
-    """Prints what differs between two stacks, and returns how much does."""
+    """Prints what differs between two stacks; counts what is unexplained."""
     differences = collections.defaultdict(list)
     same = other = 0
     for test, what in sorted(old.keys() & new.keys()):
@@ -249,7 +249,7 @@ def compare(old, new):
                 same += 1
                 difference = find_difference(inputs, before, after)
             else:
-                # Which an earlier call in the test has rounded otherwise.
+                # An earlier call in the test rounded them differently.
                 other += 1
                 difference = find_change(0, inputs, inputs_there)
             if difference is not None:
@@ -271,13 +271,20 @@ def compare(old, new):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest='command', required=True)
-    command = commands.add_parser('record')
+    command = commands.add_parser(
+        'record', help="run Chainer's tests and record what they compute"
+    )
     command.add_argument('checkout', type=Path, help='a clone of Chainer')
     command.add_argument('path', type=Path, help='the file to write')
-    command.add_argument('pytest_args', nargs=argparse.REMAINDER)
-    command = commands.add_parser('compare')
-    command.add_argument('old', type=Path)
-    command.add_argument('new', type=Path)
+    command.add_argument(
+        'pytest_args',
+        nargs=argparse.REMAINDER,
+        help='paths in the clone, and options of pytest (default: '
+        'tests/chainer_tests)',
+    )
+    command = commands.add_parser('compare', help='compare two recordings')
+    command.add_argument('old', type=Path, help='recording of one stack')
+    command.add_argument('new', type=Path, help='recording of the other stack')
     args = parser.parse_args()
     if args.command == 'record':
         record(args.path, args.checkout, args.pytest_args)

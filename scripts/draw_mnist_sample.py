@@ -4,8 +4,8 @@
 
     $ python scripts/draw_mnist_sample.py DIRECTORY_OF_IDX_FILES
 
-The sample has the same number of images of each digit, in random order. The
-same input gives the same arrays; the bytes of the .gz depend on zlib too.
+The sample has equally many images of each digit, in random order. The same
+input gives the same arrays; the bytes of the .gz files also depend on zlib.
 """
 
 import argparse
@@ -21,7 +21,7 @@ SIZES = {'train': 10000, 't10k': 2000}
 
 
 def draw(labels, size, random):
-    """Returns the indexes of ``size`` images, as many of each label."""
+    """Returns the indexes of ``size`` images, equally many of each label."""
     digits = numpy.unique(labels)
     chosen = [
         random.choice(
@@ -44,9 +44,15 @@ def write_idx(path, array):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('directory', help='the full MNIST, four IDX files')
     parser.add_argument(
-        '--out', '-o', default=SAMPLE, help='where to write the four files'
+        'directory', help='directory with the four IDX files of MNIST'
+    )
+    parser.add_argument(
+        '--out',
+        '-o',
+        default=SAMPLE,
+        help='directory to write the four files to (default: '
+        'scripts/mnist_sample)',
     )
     args = parser.parse_args()
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Exports to ONNX what train_mnist.py has saved, checks it and times it.
+"""Exports the model saved by train_mnist.py to ONNX, checks and times it.
 
 .. code-block:: console
 
     $ pip install onnx onnxruntime
     $ python scripts/export_onnx.py --out result
 
-Reads model.npz in the directory, and writes model.onnx and, with the second
+Reads model.npz in the directory and writes model.onnx and, with the second
 layer's weight tiled, dense.onnx. Both are checked by onnx, compared with
 Chainer, and timed in onnxruntime.
 """
@@ -50,11 +50,11 @@ def load_model(path):
         raise ValueError(
             'there is no {}; train_mnist.py writes it'.format(path)
         ) from None
-    except Exception as error:  # whatever NumPy makes of other files
+    except Exception as error:  # whatever NumPy raises for other files
         reason = 'it lacks ' if isinstance(error, KeyError) else ''
         reason += ' '.join(str(error).split())
         raise ValueError(
-            '{} is no model of train_mnist.py: {}'.format(path, reason)
+            '{} is not a model of train_mnist.py: {}'.format(path, reason)
         ) from error
     return model, common_num
 
@@ -96,10 +96,10 @@ def run(session, x):
 def check(session, model, x):
     """Returns the largest difference between a session and Chainer.
 
-    Raises an error if it is more than roundoff. Both are off by at most as
-    many unit roundoffs of the sum of the absolute values as there are
-    roundings on the way: one for each input of each layer, and four for what
-    else each layer does.
+    Raises an error if it is more than roundoff. Each of the two is off by at
+    most one unit roundoff of the sum of the absolute values for each rounding
+    on the way: one for each input of each layer, and four for everything else
+    that a layer does.
     """
     expected = model(x).array
     absolute = model.copy('copy')
@@ -122,7 +122,7 @@ def measure(sessions, x, repeats):
     seconds = numpy.empty((repeats, len(sessions)))
     for row in seconds:
         for i, session in enumerate(sessions):
-            run(session, x)  # what the other one has left in the caches goes
+            run(session, x)  # evicts what the other left in the caches
             start = time.perf_counter()
             run(session, x)
             row[i] = time.perf_counter() - start
@@ -135,8 +135,13 @@ def parse_args():
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add('--out', '-o', default='result', help='directory of model.npz')
-    add('--opset', type=integer(7, 11), default=11, help='opset version')
+    add('--out', '-o', default='result', help='directory with model.npz')
+    add(
+        '--opset',
+        type=integer(7, 11),
+        default=11,
+        help='ONNX opset version, 7 to 11',
+    )
     add(
         '--repeats',
         type=integer(1),

@@ -2,17 +2,18 @@
 """Kills trainings with SIGKILL, continues them, and compares the results.
 
 A training by train_mnist.py is killed up to three times, continued with
-``--autoload`` each time, and at last left to end by itself. Its weights have
-to be those of an undisturbed training, bit for bit, and the files that it
-leaves behind the same. Kills are of three kinds:
+``--autoload`` each time, and finally left to finish. Its weights must be those
+of an undisturbed training, bit for bit, and it must leave the same files.
+There are three kinds of kills:
 
 - at a random moment, from the start of the interpreter on;
 - while a snapshot is written, after a random number of its bytes;
-- before a random one of the steps that change files in ``--out``: to make or
-  remove a directory, to open, rename or remove a file.
+- before a random one of the steps that change files in ``--out``: making or
+  removing a directory, opening, renaming or removing a file.
 
-Those of the last two kinds the process aims at itself, so that they hit. It
-exits with status 1 at the first difference, whose directory it keeps.
+In the last two kinds, the process kills itself, so that the kill hits the
+moment. At the first difference, the script exits with status 1 and keeps the
+directory.
 
 .. code-block:: console
 
@@ -50,10 +51,10 @@ TRAIN_ARGS = (
 )
 KINDS = ('random', 'snapshot', 'step')
 MOST_KILLS = 3  # of a training
-# Trainings in a row that have ended before their kill. A snapshot can be that
-# of the last epoch, and only a quarter of the trainings come to it.
+# Trainings in a row that end before their kill. The snapshot to kill in may be
+# that of the last epoch, which only a quarter of the trainings reach.
 MOST_MISSED = 30
-# Seconds in which a training ends, or the others of a killed rank.
+# Seconds within which a training ends, or the other ranks after a kill.
 TIME_LIMIT = 600
 
 
@@ -61,11 +62,11 @@ class Failure(Exception):
     pass
 
 
-# What runs in the process of a training.
+# This part runs in the process of a training.
 
 
 def train(directory, kill, script, *args):
-    """Runs the training script, and kills at the moment that kill says."""
+    """Runs the training script, and kills it at the moment given by kill."""
     directory = Path(directory)
     rank = os.environ.get('OMPI_COMM_WORLD_RANK', '0')
     (directory / 'pids' / rank).write_text(str(os.getpid()))
@@ -81,16 +82,16 @@ def train(directory, kill, script, *args):
 
 
 def read_pids(directory):
-    """Returns the numbers of the processes that have begun, by rank."""
+    """Returns the process IDs of the ranks that have started, by rank."""
     pids = {}
     for path in (directory / 'pids').iterdir():
-        with contextlib.suppress(ValueError):  # it is just being written
+        with contextlib.suppress(ValueError):  # it is being written
             pids[int(path.name)] = int(path.read_text())
     return pids
 
 
 def kill_ranks(directory, victims, moment=None):
-    """Kills those that have begun, this process last, and counts them."""
+    """Kills the started victims, this process last, and counts them."""
     if moment:
         (directory / 'moment').write_text(moment)
     pids = read_pids(directory)
@@ -102,7 +103,7 @@ def kill_ranks(directory, victims, moment=None):
 
 
 def tear_snapshot(skip, size, kill):
-    """Kills when so many bytes of a snapshot after others are written."""
+    """Kills when size bytes of a snapshot are written, after skip others."""
     open_ = builtins.open
     skipped = 0
 
@@ -114,7 +115,7 @@ def tear_snapshot(skip, size, kill):
                 return super().write(data)
             super().write(data[:left])
             kill('inside the file of ' + os.path.basename(self.name))
-            # This is not the rank that is killed, and goes on.
+            # Another rank is killed, and this one goes on.
             return left + super().write(data[left:])
 
         def close(self):
@@ -137,7 +138,7 @@ def tear_snapshot(skip, size, kill):
 
 
 def kill_before_step(out, number, kill):
-    """Kills before the step of this number."""
+    """Kills before the step with this number."""
     steps = 0
 
     def hook(event, args):
@@ -155,14 +156,14 @@ def kill_before_step(out, number, kill):
             (out.parent / 'steps').write_text(str(steps))
             if steps == number:
                 name = Path(path).relative_to(out).parts[0]
-                # Without the end of a temporary name and the epoch.
+                # Without the epoch, or the random end of a temporary name.
                 what = re.match('(tmp)?(snapshot|model|log|[a-z]*)', name)[2]
                 kill('before {} of {}'.format(event, what))
 
     sys.addaudithook(hook)
 
 
-# What starts and kills it.
+# This part starts and kills it.
 
 
 def is_running(pid):
@@ -174,7 +175,7 @@ def is_running(pid):
 
 
 class Job:
-    """A training of a number of ranks in a directory of its own."""
+    """A training on some ranks in a directory of its own."""
 
     def __init__(self, ranks):
         self.ranks = ranks
@@ -184,7 +185,7 @@ class Job:
     def run(self, kind=None, number=None, victims=()):
         """Starts it, and returns in words when it was killed.
 
-        If it has ended by itself, that is ``None``.
+        Returns ``None`` if it ended by itself.
         """
         (self.directory / 'moment').unlink(missing_ok=True)
         pids = self.directory / 'pids'
@@ -201,7 +202,7 @@ class Job:
                     moment = self.find_moment(files)
                 killed = kill_ranks(self.directory, victims)
                 if killed < max(1, len(victims)) or killed == self.ranks:
-                    # What has started them too, and what they have started.
+                    # Also mpiexec, and what the ranks have started.
                     os.killpg(process.pid, signal.SIGKILL)
             self.wait(process)
         finally:
@@ -212,7 +213,7 @@ class Job:
             return None
         with contextlib.suppress(FileNotFoundError):
             moment = (self.directory / 'moment').read_text()
-        # mpiexec has an exit status of its own for a killed rank.
+        # For a killed rank, mpiexec has an exit status of its own.
         status = -signal.SIGKILL if self.ranks == 1 else process.returncode
         if moment is None or process.returncode != status:
             lines = (self.directory / 'output').read_text().splitlines()
@@ -241,7 +242,7 @@ class Job:
             )
 
     def wait(self, process):
-        """Waits until no process is left, and ends those that stay."""
+        """Waits until no process is left, and kills those that remain."""
         stop = time.monotonic() + TIME_LIMIT
         while process.poll() is None or any(
             map(is_running, read_pids(self.directory).values())
@@ -255,7 +256,7 @@ class Job:
         return set(os.listdir(self.out)) if self.out.exists() else set()
 
     def find_moment(self, files):
-        """Returns in words what the training is at."""
+        """Returns in words what the training is doing."""
         output = (self.directory / 'output').read_text()
         new = ' '.join(self.list_files() - files)
         if 'network: ' not in output:
@@ -296,13 +297,13 @@ def find_difference(out, expected):
 
 
 class Draw:
-    """Draws kills of trainings that take as long as an undisturbed one."""
+    """Draws kills for trainings as long as an undisturbed one."""
 
     def __init__(self, seed, undisturbed):
         self.random = random.Random(seed)
         self.ranks = undisturbed.ranks
         start = time.monotonic()
-        # Steps are counted from 1, so that this kills at none.
+        # Steps are counted from 1, so this kills at none.
         undisturbed.run('step', 0)
         self.seconds = time.monotonic() - start
         self.steps = int((undisturbed.directory / 'steps').read_text())
@@ -325,7 +326,7 @@ class Draw:
 
 
 def kill_trainings(kinds, draw, expected):
-    """Kills trainings in all these ways, and compares what they leave.
+    """Kills trainings in all these ways, and compares their results.
 
     Returns the number of trainings, and the kills by kind, moment and number
     of processes.
@@ -368,7 +369,7 @@ def main():
         return train(*sys.argv[2:])
     parser = argparse.ArgumentParser(
         description='Kills trainings with SIGKILL, continues them, and '
-        'compares the results with those of an undisturbed one.',
+        'compares the results with those of an undisturbed training.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = functools.partial(parser.add_argument, type=int)
@@ -376,19 +377,19 @@ def main():
     add(
         '--snapshot',
         default=20,
-        help='number of kills inside the writing of a snapshot',
+        help='number of kills in the middle of writing a snapshot',
     )
     add(
         '--step',
         default=20,
-        help='number of kills before steps that change files',
+        help='number of kills before a step that changes files',
     )
-    add('--seed', default=0, help='seed of the moments')
+    add('--seed', default=0, help='seed for the moments')
     add(
         '--ranks',
         default=1,
-        help='number of processes that train together, of which one or all '
-        'are killed',
+        help='number of processes that train together; each kill hits one '
+        'or all of them',
     )
     args = parser.parse_args()
     if args.ranks > 1 and mpiexec.find() is None:

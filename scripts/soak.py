@@ -1,19 +1,20 @@
 #!/usr/bin/env python
-"""Runs shared layers for long, and checks that all is right and nothing grows.
+"""Runs shared layers for long; checks that results are right, nothing grows.
 
-A cycle is 50 forward and backward passes of layers of changing shapes, dtypes,
-``common_num`` and algorithms, most of them in four threads at once. Between
-them it takes the patch out and puts it in, and shares, saves, loads and
-expands a model. Every result is compared with the definition, in NumPy, and at
-20 points of the run the memory, the objects and the files of the process are
-counted. It exits with status 1 if a result is wrong or a count grows.
+A cycle is 50 forward and backward passes of layers with changing shapes,
+dtypes, ``common_num`` and algorithms, most of them in four threads at once.
+In between, the patch is uninstalled and installed again, and a model is
+shared, saved, loaded and expanded. Every result is compared with the
+definition, computed in NumPy. At 20 points of the run, the memory, objects and
+open files of the process are counted. The script exits with status 1 if a
+result is wrong or a count grows.
 
 .. code-block:: console
 
     $ python scripts/soak.py
     $ python scripts/soak.py --steps 200000
 
-Needs Linux's ``/proc``.
+Needs the ``/proc`` of Linux.
 """
 
 import argparse
@@ -41,24 +42,24 @@ THREADS = 4
 STEPS_IN_THREAD = 12
 STEPS_IN_CYCLE = THREADS * STEPS_IN_THREAD + 2
 SAMPLES = 20
-# Cycles until every cache is full, such as those of the functions' classes
-# and of the regular expressions.
+# Cycles until all caches are full, such as those of the functions' classes
+# and of regular expressions.
 WARM_UP = 12
 # With integers up to 2 and sizes up to these, no sum of products exceeds
-# 16 * 8 * 2 * 2 = 512. Below 2**11 not even float16 rounds an integer, so
-# that every result is exact, in whatever order it is added up.
+# 16 * 8 * 2 * 2 = 512. Below 2**11, not even float16 rounds an integer, so
+# every result is exact, in whatever order it is summed.
 LIMIT = 2
 LARGEST_SIZE = 16
 COMMON_NUMS = range(1, 9)
-# Memory comes in larger pieces than it is asked for. Python's allocator takes
-# 1 MiB at a time, and malloc keeps so much for each of the threads and for
-# the main one.
+# Memory comes in larger pieces than are asked for. Python's allocator takes
+# 1 MiB at a time, and malloc keeps this much for each thread and for the main
+# one.
 KIB_IN_MALLOC = 128
 KIB_TO_SPARE = 1024 + KIB_IN_MALLOC * (THREADS + 1)
 
 
 class Wrong(Exception):
-    """A result is not that of the definition."""
+    """A result differs from the definition."""
 
 
 def draw(random, dtype, *shape):
@@ -66,14 +67,14 @@ def draw(random, dtype, *shape):
 
 
 def check(what, actual, expected):
-    """Raises an error unless all arrays are the very same numbers."""
+    """Raises an error unless all arrays are exactly equal."""
     for number, (a, e) in enumerate(zip(actual, expected), 1):
         if not numpy.array_equal(chainer.as_array(a), e):
             raise Wrong('array {} of {} is wrong'.format(number, what))
 
 
 def widen(W, n, order):
-    """Returns the tiled weight in float64, for inputs in that order."""
+    """Returns the wide weight in float64, for inputs in this order."""
     wide = numpy.empty((len(W), n * W.shape[1]))
     wide[:, order] = numpy.concatenate([W] * n, axis=1)
     return wide
@@ -143,7 +144,7 @@ def run_steps(seed):
 
 
 def toggle(random, originals):
-    """Takes the patch out under a graph, and puts it in again."""
+    """Uninstalls the patch under a graph, and installs it again."""
     n = int(random.choice(COMMON_NUMS[1:]))
     x, W, b, gy = draw_layer(random, n)
     order = numpy.arange(x.shape[1])
@@ -156,7 +157,7 @@ def toggle(random, originals):
         except InvalidType:
             pass
         else:
-            raise Wrong('a narrow weight passes without the patch')
+            raise Wrong('a narrow weight is accepted without the patch')
     if [dict(vars(each)) for each in PATCHED] != originals:
         raise Wrong("Chainer's own methods are not back")
     y.grad = gy
@@ -223,8 +224,8 @@ def run_cycle(seed, number, directory, originals):
 def count_objects():
     """Counts the objects of the process by type.
 
-    The garbage collector knows containers only. What these refer to, such as
-    arrays and numbers, comes to that.
+    The garbage collector knows only containers. Added to these is what they
+    refer to, such as arrays and numbers.
     """
     gc.collect()
     known = gc.get_objects()
@@ -239,7 +240,7 @@ def count_files():
 
 
 def measure_memory():
-    """Returns the process's memory, in KiB."""
+    """Returns the memory of the process in KiB."""
     with contextlib.suppress(AttributeError):  # it is not glibc's malloc
         ctypes.CDLL(None).malloc_trim(0)
     with open('/proc/self/statm') as file:
@@ -248,11 +249,11 @@ def measure_memory():
 
 
 def limit_spare_memory():
-    """Has malloc keep no more than KIB_TO_SPARE says.
+    """Makes malloc keep no more than KIB_TO_SPARE.
 
-    By itself, glibc's keeps twice as much as the largest array that has ever
-    been freed, once for each thread, from the first time on that the threads
-    happen to need it at once.
+    By default, glibc's malloc keeps twice the size of the largest array ever
+    freed, once for each thread, from the first time that the threads happen to
+    need it at once.
     """
     m_trim_threshold = -1  # of malloc.h
     with contextlib.suppress(AttributeError):
@@ -262,9 +263,9 @@ def limit_spare_memory():
 def find_growth(samples, more):
     """Returns what grows, in words, or None.
 
-    After each cycle the state of the process is the same, so that objects
-    and files have to be as many as after the warm-up. Memory has to be the
-    same in both halves of the run but for what the allocators have to spare.
+    After each cycle the state of the process is the same, so there must be as
+    many objects and files as after the warm-up. Memory must be the same in
+    both halves of the run, except for what the allocators have to spare.
     """
     objects, files, kib = samples.T
     if (objects > objects[0]).any():
@@ -297,7 +298,7 @@ def soak(steps, seed):
     originals = [dict(vars(each)) for each in PATCHED]
     chainer_shared_patch.install()
     cycles = -(-steps // (STEPS_IN_CYCLE * SAMPLES))  # between two samples
-    # Made now, so as not to grow themselves.
+    # Allocated now, so that they do not grow themselves.
     samples = numpy.zeros((SAMPLES + 1, 3), int)
     print_row('steps', 'objects', 'files', 'memory, KiB')
     number = 0
@@ -310,8 +311,8 @@ def soak(steps, seed):
                     return '{}, in cycle {}'.format(error, number)
                 number += 1
             objects = None
-            # To count creates a few objects for good, and to collect frees
-            # a few by and by.
+            # Counting creates a few objects for good, and collecting frees
+            # a few only gradually.
             for _ in range(1 if sample else 4):
                 objects = count_objects()
                 if not sample:
@@ -325,19 +326,19 @@ def soak(steps, seed):
 
 def main():
     parser = argparse.ArgumentParser(
-        description='Runs shared layers for long, and checks that all is '
-        'right and nothing grows.',
+        description='Runs shared layers for long, and checks that results '
+        'are right and neither memory, objects nor open files grow.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         '--steps',
         type=int,
         default=2000,
-        help='forward and backward passes, rounded up to a multiple of '
-        '{:,}, after those of the warm-up'.format(STEPS_IN_CYCLE * SAMPLES),
+        help='forward and backward passes after the warm-up, rounded up to '
+        'a multiple of {:,}'.format(STEPS_IN_CYCLE * SAMPLES),
     )
     parser.add_argument(
-        '--seed', type=int, default=0, help='seed of what each step computes'
+        '--seed', type=int, default=0, help='seed for what each step computes'
     )
     args = parser.parse_args()
     if args.steps < 1:

@@ -1,8 +1,8 @@
-"""Compares shared layers with the alternatives, on MNIST.
+"""Compares shared layers with the alternatives on MNIST.
 
-Each network is trained once per seed. Results are kept in --out, and a later
-call computes only what is missing there. Takes about an hour on two cores, or
-a few minutes with --quick.
+Each network is trained once per seed. Results are kept in --out, and later
+runs compute only what is missing there. Takes about an hour on two cores, or a
+few minutes with --quick.
 """
 
 import argparse
@@ -32,25 +32,26 @@ def parse_args():
         '--dataset',
         type=os.path.expanduser,
         default='auto',
-        help='as for train_mnist.py (default: auto)',
+        help='data to train on, as for train_mnist.py (default: auto)',
     )
     add(
         '--out',
         '-o',
         type=os.path.expanduser,
         default='result-compare',
-        help='directory of the results (default: result-compare)',
+        help='directory to write to (default: result-compare)',
     )
     add(
         '--seeds',
         type=integer(1),
-        help='number of seeds (default: 3)',
+        help='number of seeds (default: 3, or 1 with --quick)',
     )
     add(
         '--epoch',
         '-e',
         type=integer(1),
-        help='epochs of a network trained from scratch (default: 8)',
+        help='epochs to train a network from scratch (default: 8, or 1 with '
+        '--quick)',
     )
     add(
         '--only',
@@ -59,7 +60,7 @@ def parse_args():
         default=list(PARTS),
         help='parts to compute (default: all)',
     )
-    add('--quick', action='store_true', help='fewer runs, one seed, one epoch')
+    add('--quick', action='store_true', help='fewer networks')
     args = parser.parse_args()
     args.seeds = args.seeds or (1 if args.quick else 3)
     args.epoch = args.epoch or (1 if args.quick else 8)
@@ -75,7 +76,7 @@ def main():
         (out / 'runs').mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         sys.exit('compare_mnist: error: {}'.format(error))
-    # So that the other processes end with this one.
+    # Ends the other processes along with this one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     store = Store(out / 'runs', zlib.crc32(images) ^ zlib.crc32(test[0]))
     parts = {part: list(PARTS[part][1](args)) for part in args.only}
@@ -89,7 +90,7 @@ def main():
     try:
         records = compute_missing(runs, store, args.dataset)
     except KeyboardInterrupt:
-        print('interrupted; the same command goes on from here')
+        print('interrupted; the same command continues from here')
         sys.exit(130)
     speed = {}
     machine = describe_stack()

@@ -1,4 +1,4 @@
-"""What is compared: the rows of each table, with the runs they need."""
+"""What is compared: the rows of each table, and the runs they need."""
 
 import dataclasses
 
@@ -7,14 +7,14 @@ from networks import Run, make_low_rank, make_smaller
 ARTICLE = (784, 1000, 900, 10)
 SMALL = (784, 1000, 10)
 COMMON_NUMS = (2, 5, 10, 20, 50, 100)
-# What is shared of a trained network: n of its first and second layer.
+# How a trained network is shared: n of its layers.
 CONVERSIONS = [(1, n, 1) for n in (2, 5, 10, 20, 50)]
 CONVERSIONS += [(4, 10, 1), (14, 20, 1)]
 STARTS = ('contiguous', 'grouped', 'calibrated', 'svd')
 LEARNING_RATES = (1e-3, 3e-4)
 ORDERS = ('contiguous', 'random', 'interleaved', '2x2')
-# By what the parameters of 784-1000-10 are divided by: the accuracy that the
-# article on HashedNets reports, and networks of at most so many parameters.
+# For each divisor of the parameters of 784-1000-10: the accuracy that the
+# article on HashedNets reports, and networks within that budget.
 HASHEDNETS = {
     8: (
         98.55,
@@ -88,7 +88,7 @@ def list_first_layer(args):
         yield {'order': order}, [shared]
 
 
-# By part: its title, and what lists its rows, each with its runs of seed 0.
+# For each part: its title, and what lists its rows with their runs of seed 0.
 PARTS = {
     'scratch': ('Trained from scratch', list_scratch),
     'convert': ('A trained dense network, converted', list_conversions),

@@ -1,4 +1,4 @@
-"""The networks that are compared, and what a trained one is converted to."""
+"""The networks that are compared, and conversions of trained ones."""
 
 import dataclasses
 from typing import Optional
@@ -14,7 +14,7 @@ CALIBRATION_SIZE = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """All that decides what a run gives, apart from the data."""
+    """Everything that determines a run's result, apart from the data."""
 
     sizes: tuple  # of the input and of the layers' outputs
     common_num: tuple = (1, 1, 1)  # of each layer
@@ -22,7 +22,7 @@ class Run:
     order: str = 'contiguous'  # of the first layer
     start: Optional[str] = None  # how a trained dense network is converted
     dense_epochs: Optional[int] = None  # how long that is trained
-    dropout: float = 0  # of what the hidden layers give
+    dropout: float = 0  # after the hidden layers
     epochs: int = 8
     learning_rate: float = 1e-3  # at first; it falls linearly to zero
     seed: int = 0
@@ -74,7 +74,7 @@ class Run:
 
 
 def make_low_rank(run):
-    """Makes the run with factors of the size of each shared weight."""
+    """Makes the run with low-rank factors as large as the shared weights."""
     rank = [
         max(1, in_size * out_size // n // (in_size + out_size)) * (n > 1)
         for in_size, out_size, _, n, _ in run.layers
@@ -95,7 +95,7 @@ def make_smaller(run, budget):
 
 
 def make_order(name, n, seed):
-    """Returns an order of the 784 pixels, as SharedLinear takes it."""
+    """Returns an order of the 784 pixels, in the form SharedLinear takes."""
     if name == 'contiguous':
         return None
     if name == 'random':
@@ -137,7 +137,7 @@ class Network(chainer.Chain):
 
 
 def factorize(link, rank):
-    """Makes two layers of a linear layer, by truncated SVD."""
+    """Turns a linear layer into two, by truncated SVD."""
     U, s, V = numpy.linalg.svd(link.W.array, full_matrices=False)
     out_size, in_size = link.W.shape
     W = U[:, :rank] * s[:rank]

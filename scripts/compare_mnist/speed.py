@@ -1,4 +1,4 @@
-"""How fast the networks train, and run in onnxruntime."""
+"""How fast the networks train and run in onnxruntime."""
 
 import contextlib
 import functools
@@ -28,7 +28,7 @@ def describe_stack():
 def take_turns(calls, rounds, repeats):
     """Returns each call's median time in each round, by name.
 
-    A noisy machine slows all of them alike, so that their ratios stand.
+    A busy machine slows all of them alike, so their ratios still hold.
     """
     seconds = {name: [] for name in calls}
     for i in range(rounds + 1):
@@ -57,16 +57,16 @@ def measure_training(runs, images, labels, rounds, repeats):
 
 
 def measure_onnx(runs, rounds, repeats):
-    """Returns the bytes of each run's ONNX file, and its times by batch.
+    """Returns the bytes of each run's ONNX file, and its times by batch size.
 
-    Neither depends on what a network has been trained to.
+    Neither depends on the trained weights.
     """
     import onnx  # noqa: F401
     import onnx_chainer
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    # The threads of one session are not to spin while another's work.
+    # One session's threads must not spin while another's work.
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     sizes, times = {}, {}
     for batch_size in ONNX_BATCH_SIZES:
@@ -87,7 +87,7 @@ def measure_onnx(runs, rounds, repeats):
 
 
 def measure_speed(runs, images, labels, rounds, repeats):
-    """Returns what of each run has to do with speed, by column."""
+    """Returns the figures of each run's speed and size, by column."""
     training = measure_training(runs, images, labels, rounds, repeats)
     columns = [
         {
@@ -99,7 +99,7 @@ def measure_speed(runs, images, labels, rounds, repeats):
     try:
         sizes, times = measure_onnx(runs, rounds, repeats)
     except ImportError as error:
-        print('nothing of ONNX was measured: {}'.format(error))
+        print('ONNX was not measured: {}'.format(error))
         return columns
     for run, line in zip(runs, columns):
         line['ONNX bytes'] = sizes[run]

@@ -1,4 +1,4 @@
-"""Tables and figures of what was compared."""
+"""Tables and figures of the comparison."""
 
 import dataclasses
 import shlex
@@ -11,7 +11,7 @@ import numpy
 from tabulate import tabulate
 from training import BATCH_SIZE
 
-FIGURES = ('scratch', 'convert')  # the parts that have one
+FIGURES = ('scratch', 'convert')  # the parts with a figure
 
 
 def summarize(records, run, seeds, epoch):

@@ -1,4 +1,4 @@
-"""Runs: networks that are trained, each in a process and file of its own."""
+"""Runs: training of networks, each with a results file of its own."""
 
 from concurrent.futures import ProcessPoolExecutor, as_completed
 import functools
@@ -34,7 +34,7 @@ def evaluate(model, images, labels):
 
 
 class Store:
-    """The directory of the results, each in a file named after its key."""
+    """The directory of results, each in a file named after its key."""
 
     def __init__(self, directory, fingerprint):
         self.directory = directory
@@ -46,7 +46,7 @@ class Store:
         return self.directory / (name + suffix)
 
     def write(self, path, content):
-        """Writes a file as a whole or not at all."""
+        """Writes a file completely or not at all."""
         temporary = path.with_suffix('.{}'.format(os.getpid()))
         try:
             temporary.write_bytes(content)
@@ -59,7 +59,7 @@ class Store:
         self.write(self.get_path(key, '.json'), content.encode())
 
     def load(self, key, check):
-        """Returns a record that check accepts, or None."""
+        """Returns a record that passes the check, or None."""
         path = self.get_path(key, '.json')
         try:
             record = json.loads(path.read_text())['record']
@@ -67,8 +67,8 @@ class Store:
             return record
         except FileNotFoundError:
             return None
-        except Exception as error:  # whatever JSON, NumPy and check make of it
-            print('{} is damaged and computed anew: {!r}'.format(path, error))
+        except Exception as error:  # whatever JSON, NumPy and check raise
+            print('{} is damaged and recomputed: {!r}'.format(path, error))
             return None
 
     def save_model(self, run, model):
@@ -82,7 +82,7 @@ class Store:
         return model
 
     def load_run(self, run):
-        """Returns the record of a run, or None where it is to be computed."""
+        """Returns the record of a run, or None if it must be computed."""
 
         def check(record):
             assert record['parameters'] > 0
@@ -96,7 +96,7 @@ class Store:
 
 @functools.lru_cache(maxsize=1)
 def read_dataset(name):
-    """Returns what to train on and to test with, and in words what it is."""
+    """Returns the training and test data, and a description of them."""
     *parts, description = load_dataset(name)
     parts = [chainer.dataset.concat_examples(part[:]) for part in parts]
     return (*parts, description)
@@ -109,7 +109,7 @@ def train(optimizer, images, labels):
 
 
 def compute(run, store, dataset):
-    """Trains a network and saves what came of it."""
+    """Trains a network and saves the result."""
     (images, labels), test, _ = read_dataset(dataset)
     numpy.random.seed(run.seed)
     if run.start:
@@ -128,7 +128,7 @@ def compute(run, store, dataset):
             batch = order[i : i + BATCH_SIZE]
             train(optimizer, images[batch], labels[batch])
         accuracies.append(evaluate(model, *test))
-    if run.is_dense:  # others start from it
+    if run.is_dense:  # other runs start from it
         store.save_model(run, model)
     parameters = sum(parameter.size for parameter in model.params())
     record = {'parameters': parameters, 'accuracies': accuracies}
@@ -137,17 +137,17 @@ def compute(run, store, dataset):
 
 
 def compute_missing(runs, store, dataset):
-    """Returns the record of each run, of those that are there and new ones."""
+    """Returns the record of each run, and computes those that are missing."""
     dense = [run.dense for run in runs if run.start]
     runs = list(dict.fromkeys(dense + runs))
     records = {run: store.load_run(run) for run in runs}
     missing = [run for run in runs if not records[run]]
     there = len(runs) - len(missing)
-    print('{} of {} runs are done already'.format(there, len(runs)))
+    print('{} of {} runs are already done'.format(there, len(runs)))
     sys.stdout.flush()
     begin = time.monotonic()
     total = left = sum(1 + run.epochs for run in missing)
-    # So many processes of one thread train more than one of so many threads.
+    # Several processes with one thread are faster than one with several.
     os.environ.update(dict.fromkeys(THREADS, '1'))
     with ProcessPoolExecutor(
         min(count_cores(), 8),
@@ -157,7 +157,7 @@ def compute_missing(runs, store, dataset):
         (signal.SIGINT, signal.SIG_DFL),
     ) as executor:
         try:
-            # What starts from a dense network waits for all of those.
+            # Runs that start from a dense network wait for all of those.
             for late in (False, True):
                 futures = {
                     executor.submit(compute, run, store, dataset): run

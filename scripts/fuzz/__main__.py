@@ -1,10 +1,10 @@
-"""Tries inputs of any kind on what reads files, settings and arguments.
+"""Tries arbitrary inputs on what reads files, settings and arguments.
 
 Each target (idx, snapshot, environment, options, linear, shared-linear,
-share) says which errors are documented and what is right. Any other outcome
-is a finding: its input is written to --out, and --replay tries it again.
-Two engines run one after the other: atheris, which follows the branches of
-the code, where it is installed, and Hypothesis.
+share) knows which errors are documented and which results are right. Any
+other outcome is a finding: its input is written to --out, and --replay tries
+it again. Two engines run one after the other: atheris, if it is installed,
+which follows the branches of the code, and Hypothesis.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def parse_args():
         'targets',
         nargs='*',
         metavar='TARGET',
-        help='what to fuzz (default: all of the above)',
+        help='target to fuzz (default: all of the above)',
     )
     add(
         '--seconds',
@@ -51,55 +51,62 @@ def parse_args():
         '--inputs',
         '-n',
         type=int,
-        help='number of inputs for each target and engine, whatever time '
-        'they take',
+        help='number of inputs for each target and engine, instead of '
+        '--seconds',
     )
-    add('--seed', type=int, default=0, help='seed of both (default: 0)')
+    add(
+        '--seed',
+        type=int,
+        default=0,
+        help='seed for both engines (default: 0)',
+    )
     add(
         '--engine',
         choices=tuple(ENGINES),
-        help='the one engine to use (default: those that are installed)',
+        help='use only this engine (default: all that are installed)',
     )
     add(
         '--out',
         '-o',
         default='result-fuzz',
-        help='directory of the findings and of the corpus that grows '
+        help='directory for the findings and the growing corpus '
         '(default: result-fuzz)',
     )
     add(
         '--corpus',
         default=str(CORPUS),
-        help='directory of the corpus to start from (default: that of the '
-        'tests)',
+        help='directory with the corpus to start from (default: that of '
+        'the tests)',
     )
     add(
         '--replay',
         nargs='+',
         metavar='FILE',
-        help='try only these files, of one target, and show the tracebacks',
+        help='try only these files, on one target, and show tracebacks',
     )
     add(
         '--minimise',
         type=int,
         metavar='N',
-        help='only choose at most N files of each corpus that has grown in '
-        '--out, of as many branches as possible, in place of those in '
-        '--corpus; files there that were named by hand stay',
+        help='do not fuzz; replace each corpus in --corpus with at most N '
+        'of its files and of those that have grown in --out, chosen to reach '
+        'as many branches as possible; files named by hand stay',
     )
     args = parser.parse_args()
     args.targets = args.targets or list(TARGETS)
     unknown = set(args.targets).difference(TARGETS)
     if unknown:
         parser.error(
-            'there is no target {!r}; there are {}'.format(
+            'there is no target {!r}; the targets are {}'.format(
                 min(unknown), ', '.join(TARGETS)
             )
         )
     if args.replay and len(args.targets) != 1:
-        parser.error('--replay needs the one target that the files are for')
+        parser.error('--replay needs exactly one target, that of the files')
     if args.seed < 0 or args.seconds < 0 or (args.inputs or 1) < 1:
-        parser.error('--seed, --seconds and --inputs must not be negative')
+        parser.error(
+            '--seed and --seconds must not be negative, --inputs at least 1'
+        )
     if args.engine == 'atheris' and not find_atheris():
         parser.error('atheris is not installed')
     return args
@@ -119,7 +126,7 @@ def replay(name, paths):
 
 
 def keep(name, args):
-    """Replaces a corpus by the best of what has grown from it."""
+    """Replaces a corpus with the best of what has grown from it."""
     corpus = Path(args.corpus, name)
     corpus.mkdir(parents=True, exist_ok=True)
     contents = read_corpus(os.path.join(args.out, 'corpus', name))
@@ -150,7 +157,7 @@ def main():
         engines.remove('atheris')
         print(
             'atheris is not installed (it has wheels for Linux on x86_64 and '
-            'Python 3.11 to 3.13); Hypothesis alone runs'
+            'Python 3.11 to 3.13); only Hypothesis runs'
         )
     total = 0
     findings = []

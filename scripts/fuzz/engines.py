@@ -1,4 +1,4 @@
-"""What makes the inputs, and what counts their outcomes."""
+"""The engines that make the inputs, and the counting of outcomes."""
 
 import collections
 import hashlib
@@ -18,17 +18,17 @@ MEMORY = 2**28
 
 
 class Hang(BaseException):
-    """No error that code under test may catch as one of its own."""
+    """Not an Exception, so that code under test does not catch it."""
 
 
 class Trial:
-    """Tries inputs on a target, and counts what becomes of them.
+    """Tries inputs on a target, and counts the outcomes.
 
     Args:
         target (callable): Takes bytes and a directory, and returns an outcome.
-        out (str): Where the inputs that are findings are written, one of each
-            kind, the smallest.
-        name (str): How their names begin.
+        out (str): The directory for the inputs of findings, the smallest one
+            of each kind.
+        name (str): The start of their file names.
 
     """
 
@@ -42,7 +42,7 @@ class Trial:
         self.findings = {}
 
     def __call__(self, data):
-        """Returns the error that is a finding, and its kind."""
+        """Returns the error and its kind if this is a finding."""
         self.inputs += 1
         signal.signal(signal.SIGALRM, _interrupt)
         signal.setitimer(signal.ITIMER_REAL, LIMIT)
@@ -87,7 +87,7 @@ class Trial:
 
 
 def _interrupt(*_):
-    raise Hang('it takes more than {} seconds'.format(LIMIT))
+    raise Hang('it takes longer than {} seconds'.format(LIMIT))
 
 
 def _limit_memory():
@@ -100,22 +100,22 @@ def _limit_memory():
 def _make_trial(name, out, engine):
     import targets
 
-    # Chainer warns of what a snapshot may lack; the rest is a mistake.
+    # Chainer warns of what a snapshot may lack; other warnings are mistakes.
     warnings.simplefilter('error')
     warnings.filterwarnings('ignore', category=UserWarning)
     return Trial(targets.TARGETS[name], out, name + '-' + engine)
 
 
 def minimise(name, contents, number):
-    """Chooses inputs that take all branches that the others take.
+    """Chooses inputs that together take all branches that any input takes.
 
     Args:
         name (str): The target.
         contents (list): The inputs.
-        number (int): How many to choose at the most.
+        number (int): The most inputs to choose.
 
     Returns:
-        list: The inputs chosen, those of the most new branches first.
+        list: The inputs chosen, those with the most new branches first.
 
     """
     import targets
@@ -123,7 +123,7 @@ def minimise(name, contents, number):
     target = targets.TARGETS[name]
     left = {}
     with tempfile.TemporaryDirectory() as directory:
-        target(b'', directory)  # what it does once is none of an input's
+        target(b'', directory)  # what happens only once belongs to no input
         for content in set(contents):
             tracer = _Tracer()
             sys.settrace(tracer.enter)
@@ -134,7 +134,7 @@ def minimise(name, contents, number):
             left[content] = {outcome, *tracer.branches()}
     chosen = []
     while left and len(chosen) < number:
-        # Of as many branches, the shortest.
+        # Of those with equally many branches, the shortest.
         best = max(left, key=lambda c: (len(left[c]), -len(c), c))
         covered = left.pop(best)
         if not covered:
@@ -146,7 +146,7 @@ def minimise(name, contents, number):
 
 
 class _Tracer:
-    """Counts pairs of lines that follow each other in a function."""
+    """Counts pairs of successive lines in a function."""
 
     def __init__(self):
         self.counts = collections.Counter()
@@ -165,7 +165,7 @@ class _Tracer:
         return follow
 
     def branches(self):
-        """Twice is another branch than once, and four times another."""
+        """Counts twice as a different branch from once, four times as well."""
         return {
             (branch, count.bit_length())
             for branch, count in self.counts.items()
@@ -173,7 +173,7 @@ class _Tracer:
 
 
 def read_corpus(directory):
-    """Returns the files of a directory, in the order of their names."""
+    """Returns the contents of the files of a directory, sorted by name."""
     contents = []
     for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
         with open(entry.path, 'rb') as file:
@@ -182,7 +182,7 @@ def read_corpus(directory):
 
 
 def run_hypothesis(name, args, corpus, grown, send):
-    """Tries bytes, text, and what is much like a file of the corpus."""
+    """Tries bytes, text, and small edits of files of the corpus."""
     import hypothesis
     from hypothesis import strategies as st
 
@@ -206,7 +206,7 @@ def run_hypothesis(name, args, corpus, grown, send):
     start = time.monotonic()
     end = start + args.seconds
     seed = args.seed
-    # Hypothesis has no limit of time, and slows down in a long run.
+    # Hypothesis has no time limit, and slows down in long runs.
     while True:
         number = 1000
         if args.inputs:
@@ -242,10 +242,10 @@ def run_hypothesis(name, args, corpus, grown, send):
 
 
 def run_atheris(name, args, corpus, grown, send):
-    """Follows which branches an input takes, and keeps those of new ones."""
+    """Follows the branches of inputs, and keeps inputs that take new ones."""
     import atheris
 
-    # What is under test, and where it decides. Some of it is there already.
+    # What is under test, and what decides in it. Some is already imported.
     for module in ('argparse', 'gzip', 'zipfile'):
         sys.modules.pop(module, None)
     with atheris.instrument_imports(
@@ -286,7 +286,7 @@ def run_atheris(name, args, corpus, grown, send):
             file.write(content)
     arguments = [
         sys.argv[0],
-        '-seed={}'.format(args.seed or 2**32 - 1),  # 0 is one of its choice
+        '-seed={}'.format(args.seed or 2**32 - 1),  # 0 lets it choose
         '-max_len=8192',
         '-len_control=0',
         '-timeout=0',

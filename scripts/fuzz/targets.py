@@ -1,9 +1,9 @@
-"""What is fuzzed.
+"""The targets of the fuzz.
 
-Each target turns any bytes into an input, and tries it in an empty directory.
-It returns the outcome: ``'accepted'`` or the name of a documented error. An
-input that is accepted or refused against the documentation raises an
-AssertionError; any other error is a finding, too.
+Each target turns arbitrary bytes into an input, and tries it in an empty
+directory. It returns the outcome: ``'accepted'`` or the name of a documented
+error. If an input is accepted or refused contrary to the documentation, it
+raises an AssertionError; any other error is also a finding.
 """
 
 import argparse
@@ -37,7 +37,7 @@ import train_mnist
 
 
 class Choices:
-    """Makes choices of bytes, and the first choice where they have ended."""
+    """Makes choices from bytes, and the first choice once they run out."""
 
     def __init__(self, data):
         self.data = data
@@ -55,7 +55,7 @@ class Choices:
 
 
 def check(condition, *values):
-    """Unlike an assert statement, it stays with ``python -O``."""
+    """Asserts, unlike an assert statement also with ``python -O``."""
     if not condition:
         raise AssertionError(', '.join(map(repr, values)))
 
@@ -64,7 +64,7 @@ def check(condition, *values):
 
 
 def read_idx(data, directory):
-    """Two files of any content, against another reader."""
+    """Reads two files of any content, and compares with another reader."""
     choices = Choices(data)
     kind = choices.of('train', 't10k')
     expected = {}
@@ -247,7 +247,7 @@ def _training(trainer):
 
 
 class Attack:
-    """What leaves evidence where it is unpickled."""
+    """An object that leaves evidence if it is unpickled."""
 
     def __init__(self, evidence):
         self.evidence = evidence
@@ -257,7 +257,7 @@ class Attack:
 
 
 def load_snapshot(data, directory):
-    """A snapshot of any damage, and the training that it lets go on."""
+    """Loads a damaged snapshot, and continues the training if that works."""
     choices = Choices(data)
     evidence = os.path.join(directory, 'evidence')
     members = dict(_members(directory))
@@ -420,7 +420,7 @@ NAMES = (
 
 
 def read_environment(data, directory):
-    """Three variables, and the number alone."""
+    """Reads the three variables, and the number by itself."""
     values = [os.fsdecode(value) for value in data.split(b'\0')]
     number = values[0]
     # Python may read only so many digits.
@@ -438,7 +438,7 @@ def read_environment(data, directory):
         check('x must be an integer of at least 1' in str(error), error)
         check(repr(number) in str(error) or set(number) == {'0'}, error)
 
-    # An empty value of the first two is a variable that is not there.
+    # For the first two, an empty value is the same as no variable.
     environment = {
         name: value
         for name, value in zip(NAMES, values)
@@ -475,7 +475,7 @@ OPTIONS = (
 
 
 def parse_options(data, directory):
-    """The runner's options, of which none of the program's is one."""
+    """Parses the runner's options, apart from those of the program."""
     choices = Choices(data)
     argv = []
     while choices.data and len(argv) < 12:
@@ -494,7 +494,7 @@ def parse_options(data, directory):
         check(error.code == 2 or {'-h', '--help'} & set(argv), argv)
         return 'SystemExit({})'.format(error.code)
     check(not output.getvalue(), output.getvalue())
-    # What is before the program, read once more.
+    # What precedes the program, parsed in another way.
     position = 0
     expected = argparse.Namespace(
         common_num=None, algorithm=None, info=False, m=False, c=False
@@ -534,7 +534,7 @@ def _is_number(value):
 
 
 def _integers(shape, dtype, choices):
-    """Of which no sum below is rounded."""
+    """Returns integers so small that no sum below is rounded."""
     random = numpy.random.RandomState(choices.below(256))
     return random.randint(-3, 4, shape).astype(dtype)
 
@@ -549,7 +549,7 @@ def _lay(choices, array):
 
 
 def _reference(x, W, b, number, order=None):
-    """The definition: a dense layer with the tiled weight."""
+    """The definition: an ordinary layer with the wide weight."""
     if order is not None:
         x = x[:, order]
     y = x.astype('d') @ numpy.tile(W.astype('d').T, (number, 1))
@@ -557,7 +557,7 @@ def _reference(x, W, b, number, order=None):
 
 
 def apply_linear(data, directory):
-    """F.linear under the patch, of any shapes, dtypes and settings."""
+    """Calls F.linear under the patch, with any shapes, dtypes, settings."""
     choices = Choices(data)
     rows, k, out_size = (choices.of(2, 1, 3, 0, 4) for _ in range(3))
     number = choices.of(*NUMBERS)
@@ -590,11 +590,11 @@ def apply_linear(data, directory):
         and (b is None or (b.dtype == x.dtype and b.shape == W.shape[:1]))
     )
     ordinary = fits and columns == W.shape[1]
-    # Ordinary layers make no use of the number.
+    # Ordinary layers do not use the number.
     shared = fits and not ordinary and _is_number(number) and number > 1
     shared = shared and columns == number * W.shape[1]
     algorithm = choices.of(*config.ALGORITHMS)
-    # Without it, Chainer's own layers take what NumPy takes.
+    # Without it, Chainer's own layers accept whatever NumPy accepts.
     type_check = choices.of(True, not shared)
     try:
         with chainer.using_config('common_num', number):
@@ -617,10 +617,10 @@ def apply_linear(data, directory):
 
 
 def make_shared_linear(data, directory):
-    """SharedLinear's arguments, and what the layer computes."""
+    """Makes a SharedLinear with any arguments, and checks its outputs."""
     choices = Choices(data)
     number = choices.of(*NUMBERS)
-    # Chainer draws no initial weight of no columns.
+    # Chainer cannot draw an initial weight without columns.
     in_size = choices.of(6, 4, 2, 1, 12, 5, None)
     out_size = choices.of(3, 1, 0)
     nobias = choices.of(False, True)
@@ -677,7 +677,7 @@ def make_shared_linear(data, directory):
 
 
 def share_model(data, directory):
-    """The numbers and orders that share is given."""
+    """Calls share with any numbers and orders."""
     choices = Choices(data)
     model = chainer.Sequential(L.Linear(6, 4), F.relu, L.Linear(4, 2))
     paths = ('/0', '/1', '/*', '', '/', '/2', '/[', 'l1', '/?')

@@ -85,7 +85,7 @@ def test_no_model(tmp_path):
 
 def test_no_npz_file(tmp_path):
     (tmp_path / 'model.npz').write_text('nothing')
-    assert_fails(run('--out', tmp_path), tmp_path / 'model.npz', 'no model')
+    assert_fails(run('--out', tmp_path), tmp_path / 'model.npz', 'not a model')
 
 
 def test_file_of_another_model(tmp_path):

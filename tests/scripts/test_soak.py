@@ -68,7 +68,7 @@ convert._average = plant
         (WRONG_SHARE, 'the shared model is wrong'),
         (
             'soak.chainer_shared_patch.uninstall = lambda: None',
-            'a narrow weight passes without the patch',
+            'a narrow weight is accepted without the patch',
         ),
         (
             'soak.chainer_shared_patch.expand = lambda model: None',
