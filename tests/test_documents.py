@@ -14,8 +14,7 @@ README = ROOT / 'README.md'
 JAPANESE = ROOT / 'README.ja.md'
 PAGES = [README, *sorted((ROOT / 'docs').glob('*.md'))]
 BLOCK = re.compile(
-    r'^(?:<!-- not run: ([^\n]+) -->\n)?```(\w*)\n(.*?)^```$',
-    re.MULTILINE | re.DOTALL,
+    r'^(?:<!-- not run: (.+) -->\n)?(```|~~~)(.*)\n((?:.*\n)*?)\2$', re.M
 )
 SEPARATOR = '=' * 30
 # What users have, and what the commands of the pages run.
@@ -32,7 +31,27 @@ def read(page):
 
 def read_blocks(page):
     """Returns (reason not to run it, language, text) of each block."""
-    return BLOCK.findall(read(page))
+    return [
+        (reason, language, text)
+        for reason, _, language, text in BLOCK.findall(read(page))
+        if not language.startswith('{')  # of Sphinx
+    ]
+
+
+def read_examples(page, language):
+    """Returns [code, output or None] of each block in a language to run."""
+    examples = []
+    previous = None
+    for reason, each, text in read_blocks(page):
+        if each == 'text' and not reason:
+            # It is compared with what the block right above has printed.
+            assert previous in ('console', 'python'), text
+            if previous == language:
+                examples[-1][1] = text
+        elif each == language and not reason:
+            examples.append([text, None])
+        previous = None if reason else each
+    return examples
 
 
 def select(language):
@@ -72,30 +91,38 @@ def run(command, directory):
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_every_block_is_run_or_says_why_not(page):
-    blocks = read_blocks(page)
     # None has escaped the pattern above.
-    assert len(blocks) == len(re.findall('^ *```', read(page), re.M)) / 2
-    for reason, language, _ in blocks:
-        assert language in ('console', 'python', 'text') or reason
+    fences = re.findall('^[ >]*(?:```|~~~)', read(page), re.M)
+    assert len(fences) == 2 * len(BLOCK.findall(read(page)))
+    for reason, language, text in read_blocks(page):
+        assert reason or language in ('console', 'python', 'text')
+        if language == 'console':
+            assert find_commands(text)
+    for language in ('console', 'python'):
+        read_examples(page, language)
 
 
 @pytest.mark.parametrize('page', select('python'))
 def test_python(page, tmp_path):
     """The blocks of a page are one program, and print what it shows."""
-    code, shown = [], []
-    for reason, language, text in read_blocks(page):
-        if reason:
-            continue
-        if language == 'python':
-            code += [text, 'print({!r})\n'.format(SEPARATOR)]
-            shown.append(None)
-        elif language == 'text' and shown:
-            shown[-1] = text
+    examples = read_examples(page, 'python')
+    end = "\nprint('{}')\n".format(SEPARATOR)
     program = tmp_path / 'program.py'
-    program.write_text(''.join(code), encoding='utf-8')
+    program.write_text(
+        ''.join(code + end for code, _ in examples), encoding='utf-8'
+    )
     output = run(['python', program.name], tmp_path)
-    for printed, expected in zip(output.split(SEPARATOR + '\n'), shown):
+    *outputs, rest = output.split(SEPARATOR + '\n')
+    assert rest == '' and len(outputs) == len(examples)
+    for printed, (_, expected) in zip(outputs, examples):
         assert expected in (None, printed)
+
+
+def find_commands(text):
+    """Returns the commands of a console block, in which is nothing else."""
+    commands = re.findall(r'^\$ ((?:.*\\\n)*.*)', text, re.M)
+    assert ''.join('$ {}\n'.format(each) for each in commands) == text
+    return commands
 
 
 @pytest.mark.parametrize('page', select('console'))
@@ -106,10 +133,10 @@ def test_console(page, tmp_path):
     (tmp_path / 'train.py').write_text(TRAIN)
     (tmp_path / 'package').mkdir()
     (tmp_path / 'package' / 'train.py').write_text(TRAIN)
-    for reason, language, text in read_blocks(page):
-        if language == 'console' and not reason:
-            for command in re.findall(r'^\$ ((?:.*\\\n)*.*)', text, re.M):
-                run(['bash', '-c', command], tmp_path)
+    for text, expected in read_examples(page, 'console'):
+        commands = '\n'.join(find_commands(text))
+        printed = run(['bash', '-euo', 'pipefail', '-c', commands], tmp_path)
+        assert expected in (None, printed)
 
 
 def test_the_gate_runs_the_two_commands():
