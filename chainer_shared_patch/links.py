@@ -255,6 +255,15 @@ def check_order(order: Any, in_size: Optional[int]) -> numpy.ndarray:
     )
 
 
+def _fit(here: Any, there: Any) -> bool:
+    """Tells whether shapes are equal, where the sizes are known."""
+    if here is None or there is None:
+        return here is there
+    return len(here) == len(there) and all(
+        a == b or a is None or b is None for a, b in zip(here, there)
+    )
+
+
 def _is_interleaved(order: Any) -> bool:
     return isinstance(order, str) and order == 'interleaved'
 
@@ -482,7 +491,8 @@ class SharedLinear(Linear):
 
         Raises:
             ValueError: If ``link`` is not a :class:`SharedLinear` with the
-                same ``common_num``.
+                same ``common_num`` and shapes, and a bias if this link has
+                one. Then nothing is copied.
 
         .. admonition:: Example
 
@@ -503,6 +513,14 @@ class SharedLinear(Linear):
                 'SharedLinear, with the same common_num'.format(link, self)
             )
         link._follow_W()
+        for name, here, there in zip('Wb', self._shapes(), link._shapes()):
+            if not _fit(here, there):
+                raise ValueError(
+                    'cannot copy the parameters of {} to {}: {} has the shape '
+                    '{} there, but {} here'.format(
+                        link, self, name, there, here
+                    )
+                )
         super().copyparams(link, copy_persistent)
         if link.in_size is not None:
             self.in_size = link.in_size
@@ -599,6 +617,14 @@ class SharedLinear(Linear):
                 order = numpy.empty(0, numpy.int64)  # None would be pickled
             serializer('order', order)
 
+    def _shapes(self) -> tuple[Any, Any]:
+        """Returns the shapes of W, as far as it is known, and of b."""
+        W, b = self.W, self.b
+        return (
+            (self.out_size, None) if W.array is None else W.shape,
+            None if b is None else b.shape,
+        )
+
     def _read_inputs(self, serializer: Any) -> tuple[Optional[int], Any]:
         """Returns in_size and order, or raises an error if W does not fit."""
         W = serializer('W', None)
@@ -621,9 +647,8 @@ class SharedLinear(Linear):
                 'cannot load a SharedLinear with common_num {} into one with '
                 'common_num {}'.format(common_num, self.common_num)
             )
-        lazy = self.W.array is None
-        here = (self.out_size, None) if lazy else self.W.shape
-        if W.ndim != 2 or W.shape != (here[0], here[1] or W.shape[1]):
+        here, _ = self._shapes()
+        if not _fit(here, W.shape):
             raise ValueError(
                 'cannot load a W of shape {} into a SharedLinear whose W has '
                 'the shape {}'.format(W.shape, here)

@@ -652,6 +652,31 @@ class TestCopies:
         for a, e in zip(params_of(target), before):
             numpy.testing.assert_array_equal(a, e)
 
+    @pytest.mark.parametrize(
+        ('make', 'message'),
+        [
+            (lambda: SharedLinear(N, OUT, common_num=N), r'W .*1\) there.*2\)'),
+            (
+                lambda: SharedLinear(None, 1, common_num=N),
+                r'W .*\(1, None\) there, but \(5, 2\) here',
+            ),
+            (
+                lambda: SharedLinear(N * K, OUT, True, common_num=N),
+                r'b .* None there, but \(5,\) here',
+            ),
+        ],
+        ids=['narrower', 'out_size', 'nobias'],
+    )
+    def test_copyparams_of_other_shapes_is_refused(self, make, message):
+        target, other = make_link(), make()
+        before = params_of(target)
+        with pytest.raises(ValueError, match=message):
+            target.copyparams(other)
+        for a, e in zip(params_of(target), before):
+            numpy.testing.assert_array_equal(a, e)
+        with pytest.raises(ValueError, match='cannot copy'):
+            other.copyparams(target)
+
     def test_within_a_sequential(self, random, orders):
         numpy.random.seed(0)
         model = chainer.Sequential(
