@@ -17,14 +17,10 @@ from chainer.links.connection.linear import Linear
 from chainer.types import NdArray
 from chainer.variable import Parameter, Variable
 from chainer_shared_patch.blocks import sum_blocks, tile_blocks
+from chainer_shared_patch.config import check_divides, check_order
 from chainer_shared_patch.functions import VariableOrArray
 from chainer_shared_patch.grouping import group_columns
-from chainer_shared_patch.links import (
-    SharedLinear,
-    check_divides,
-    check_model,
-    check_order,
-)
+from chainer_shared_patch.links import SharedLinear, check_model
 import numpy
 from tabulate import tabulate
 
@@ -414,16 +410,11 @@ def _choose(model: Link, common_num: Any, order: Any) -> list[_Layer]:
             try:
                 check_divides(number, in_size)
                 this = orders.get(path, 'grouped')
-                if this is None or isinstance(this, str):
-                    if this not in ('grouped', 'contiguous'):
-                        raise ValueError(
-                            "order must be 'grouped', 'contiguous' or a "
-                            'permutation of the inputs, but it is {!r}'.format(
-                                this
-                            )
-                        )
-                else:
-                    this = check_order(this, in_size)
+                names = 'grouped', 'contiguous'
+                if not isinstance(this, str) or this not in names:
+                    this = check_order(
+                        this, in_size, '{!r}, {!r}'.format(*names)
+                    )
             except ValueError as error:
                 raise ValueError('{}: {}'.format(path, error)) from None
             layers.append(_Layer(path, link, number, this))

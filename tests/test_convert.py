@@ -1116,6 +1116,8 @@ ERRORS = {
     'hook': (add_hook, {}, '/l2 .* link hooks .SpectralNormalization'),
     'shared': (share_before, {}, '/l2 is a SharedLinear'),
     'order': (nothing, {'order': 'interleaved'}, "/l2: .* 'interleaved'"),
+    'allowed orders': (nothing, {'order': [1, 0]},
+                       "must be 'grouped', 'contiguous' or a permutation"),
     'no order': (nothing, {'order': None}, '/l2: .* it is None'),
     'length of order': (nothing, {'order': [1, 0]}, r'/l2: .* \(2,\)'),
     'order of floats': (nothing, {'order': PERMUTATION * 1.0}, 'float64'),

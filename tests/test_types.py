@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import chainer_shared_patch
-from chainer_shared_patch import SharedLinear, patched, share, summary
+from chainer_shared_patch import (
+    LinkSummary,
+    SharedLayer,
+    SharedLinear,
+    ShareReport,
+    Summary,
+    patched,
+    share,
+    summary,
+)
 import chainer
 import chainer.links as L
-from chainer_shared_patch.convert import SharedLayer, ShareReport
-from chainer_shared_patch.summary import LinkSummary, Summary
 import numpy
 import pytest
 from typing_extensions import assert_type
