@@ -256,7 +256,7 @@ def read_environment() -> bool:
     A setting that the program has already made there stays.
 
     Returns:
-        bool: Whether importing the package installs the patch.
+        bool: Whether importing the plugin installs the patch.
 
     Raises:
         ValueError: If a variable has an invalid value. The message names the

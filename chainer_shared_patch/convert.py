@@ -148,10 +148,12 @@ def share(
     """Replaces linear layers of a trained model by shared ones.
 
     Each ``chainer.links.Linear`` becomes a :class:`SharedLinear` whose weight
-    is the mean of the columns that share. Biases, the names of links and
-    parameters, dtypes, devices, update rules and their hooks stay. Links of
-    subclasses of ``chainer.links.Linear`` stay as they are. If there is an
-    error, nothing is changed.
+    is the mean of the columns that share. The names of links and parameters,
+    dtypes, devices, update rules and their hooks stay. Without ``inputs``,
+    biases stay too, except those that ``fold`` reorders. What an optimizer
+    keeps for a replaced or reordered parameter, such as Adam's moments, is
+    reset. Links of subclasses of ``chainer.links.Linear`` stay as they are.
+    If there is an error, nothing is changed.
 
     Which inputs share decides how much the model loses. ``'grouped'`` groups
     similar columns of ``W``: starting from contiguous blocks, it exchanges
@@ -257,8 +259,8 @@ def expand(model: Link) -> None:
 
     Each :class:`SharedLinear` becomes a ``chainer.links.Linear`` that computes
     the same with the wide weight, in the order of the inputs. A saved model
-    can then be loaded without the plugin. As with :func:`share`, everything
-    else stays.
+    can then be loaded without the plugin. What an optimizer keeps for its
+    ``W``, such as Adam's moments, is reset; everything else stays.
 
     Args:
         model (chainer.Link): The model, a chain. It is changed in place.
