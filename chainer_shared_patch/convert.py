@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import copy
 from fnmatch import fnmatchcase
 import functools
-from typing import Any, Literal, NamedTuple, Optional, Union
+from typing import Any, Literal, NamedTuple, Optional, SupportsIndex, Union
 
 from chainer_shared_patch import config
 import chainer
 from chainer.backends.cuda import to_cpu
 from chainer.link import Link
 from chainer.links.connection.linear import Linear
-from chainer.types import NdArray
 from chainer.variable import Parameter, Variable
 from chainer_shared_patch.blocks import sum_blocks, tile_blocks
 from chainer_shared_patch.config import check_divides, check_order
 from chainer_shared_patch.functions import VariableOrArray
 from chainer_shared_patch.grouping import group_columns
-from chainer_shared_patch.links import SharedLinear, check_model
+from chainer_shared_patch.links import Permutation, SharedLinear, check_model
 import numpy
 from tabulate import tabulate
 
 # Which inputs of a layer share.
-LayerOrder = Union[Literal['grouped', 'contiguous'], Sequence[int], NdArray]
+LayerOrder = Union[Literal['grouped', 'contiguous'], Permutation]
 _Function = Callable[[numpy.ndarray, numpy.ndarray], None]
 # How many rows of a weight are averaged at a time.
 _ROWS = 256
@@ -138,7 +137,7 @@ class ShareReport(NamedTuple):
 
 def share(
     model: Link,
-    common_num: int | Mapping[str, int],
+    common_num: SupportsIndex | Mapping[str, SupportsIndex],
     *,
     inputs: Optional[VariableOrArray | Iterable[Any]] = None,
     order: LayerOrder | Mapping[str, LayerOrder] = 'grouped',

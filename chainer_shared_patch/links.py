@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 import copy
 import functools
-from typing import TYPE_CHECKING, Any, Literal, Optional, Union
+import operator
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    Optional,
+    Protocol,
+    SupportsIndex,
+    Union,
+)
 
 from chainer_shared_patch import config
 import chainer
@@ -26,8 +35,24 @@ from chainer_shared_patch.functions import (
 import numpy
 
 Initializer = Union[InitializerSpec, NdArray, float]
+
+
+class Array(Protocol):
+    """An array, for mypy. Chainer's ``NdArray`` lets everything pass."""
+
+    @property
+    def shape(self) -> Any: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    @property
+    def ndim(self) -> int: ...
+
+
+Permutation = Union[Sequence[SupportsIndex], Array]
 # Which inputs share.
-Order = Union[Literal['interleaved'], Sequence[int], NdArray]
+Order = Union[Literal['interleaved'], Permutation]
 
 
 class _ArraysWithoutPickles(dict[str, numpy.ndarray]):
@@ -225,6 +250,7 @@ class SharedLinear(Linear):
             block is contiguous.
 
     Raises:
+        TypeError: If ``in_size`` or ``out_size`` is not an integer.
         ValueError: If ``common_num`` is not an integer of at least 1,
             ``in_size`` is less than 1, ``common_num`` does not divide it, or
             ``order`` is neither ``None`` nor ``'interleaved'`` nor a
@@ -267,13 +293,13 @@ class SharedLinear(Linear):
 
     def __init__(
         self,
-        in_size: Optional[int],
-        out_size: Optional[int] = None,
+        in_size: Optional[SupportsIndex],
+        out_size: Optional[SupportsIndex] = None,
         nobias: bool = False,
         initialW: Optional[Initializer] = None,
         initial_bias: Optional[Initializer] = None,
         *,
-        common_num: int,
+        common_num: SupportsIndex,
         order: Optional[Order] = None,
     ) -> None:
         self.common_num = config.check_common_num(
@@ -281,6 +307,10 @@ class SharedLinear(Linear):
         )
         if out_size is None:
             in_size, out_size = None, in_size
+        in_size, out_size = (
+            None if size is None else operator.index(size)
+            for size in (in_size, out_size)
+        )
         if in_size is not None:
             check_divides(self.common_num, in_size)
         if order is not None and not _is_interleaved(order):
@@ -317,7 +347,7 @@ class SharedLinear(Linear):
         b: Optional[VariableOrArray] = None,
         nobias: bool = False,
         *,
-        common_num: int,
+        common_num: SupportsIndex,
         order: Optional[Order] = None,
     ) -> SharedLinear:
         """Makes a link with given parameters.
@@ -353,9 +383,7 @@ class SharedLinear(Linear):
             1000
 
         """
-        common_num = config.check_common_num(
-            common_num, 'common_num of SharedLinear'
-        )
+        n = config.check_common_num(common_num, 'common_num of SharedLinear')
         array: Any = chainer.as_array(W)
         if array is None:
             raise ValueError('W must be initialized, but it is not')
@@ -372,12 +400,12 @@ class SharedLinear(Linear):
             )
         with chainer.using_config('dtype', array.dtype):
             return cls(
-                k * common_num,
+                k * n,
                 out_size,
                 nobias,
                 array,
                 chainer.as_array(b),
-                common_num=common_num,
+                common_num=n,
                 order=order,
             )
 

@@ -13,7 +13,7 @@ import contextlib
 import functools
 import os
 import threading
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, SupportsIndex
 import warnings
 
 from chainer_shared_patch import config, functions, links
@@ -133,7 +133,7 @@ def is_installed() -> bool:
 
 @contextlib.contextmanager
 def patched(
-    common_num: Optional[int] = None,
+    common_num: Optional[SupportsIndex] = None,
     shared_algorithm: Optional[config.Algorithm] = None,
 ) -> Iterator[None]:
     """Installs the patch for the body of a ``with`` statement.
