@@ -135,9 +135,10 @@ def check_order(
     elif array.shape != (in_size or array.size,):
         mistake = 'its shape is {}'.format(array.shape)
     else:
-        missing = numpy.setdiff1d(numpy.arange(len(array)), array)
-        if not missing.size:
+        everything = numpy.arange(len(array))
+        if numpy.array_equal(numpy.sort(array), everything):
             return array.astype(numpy.int64)
+        missing = numpy.setdiff1d(everything, array)
         mistake = '{} is missing'.format(missing[0])
     raise ValueError(
         'order must be {} or a permutation of the integers below in_size{}, '
