@@ -450,8 +450,8 @@ class SharedLinear(Linear):
 
         Raises:
             ValueError: If ``link`` is not a :class:`SharedLinear` with the
-                same ``common_num``, the same shapes, and a bias only if this
-                link has one. Then nothing is copied.
+                same ``common_num``, the same shapes, and a bias exactly if
+                this link has one. Then nothing is copied.
 
         .. admonition:: Example
 
