@@ -1,6 +1,6 @@
 """Share the weight of Chainer's fully connected layers along their input.
 
-Importing this package makes Chainer work on today's Python and NumPy, and
+Importing the plugin makes Chainer work on today's Python and NumPy, and
 installs the patch unless the environment variable ``CHAINER_SHARED_PATCH`` is
 0. Import it before Chainer if Chainer does not import by itself, otherwise
 any time before training. Under the patch, with
@@ -27,7 +27,12 @@ from chainer_shared_patch import compat
 compat.apply()
 
 from chainer_shared_patch import config as _config, exporters as _exporters
-from chainer_shared_patch.convert import expand, share
+from chainer_shared_patch.convert import (
+    SharedLayer,
+    ShareReport,
+    expand,
+    share,
+)
 from chainer_shared_patch.links import SharedLinear
 from chainer_shared_patch.patch import (
     install,
@@ -35,11 +40,15 @@ from chainer_shared_patch.patch import (
     patched,
     uninstall,
 )
-from chainer_shared_patch.summary import summary
+from chainer_shared_patch.summary import LinkSummary, Summary, summary
 
 __version__ = '1.0.0'
 __all__ = [
+    'LinkSummary',
+    'ShareReport',
+    'SharedLayer',
     'SharedLinear',
+    'Summary',
     'expand',
     'install',
     'is_installed',

@@ -100,7 +100,7 @@ def main() -> None:
         parser.error('give a program to run: a file, -m MODULE, -c CODE, or -')
     is_file = not (args.m or args.c or args.program[0] == '-')
     if is_file and not os.path.exists(args.program[0]):
-        parser.error('there is no file {!r}'.format(args.program[0]))
+        parser.error('no such file: {!r}'.format(args.program[0]))
 
     _patch_spawned_processes()
     sys.excepthook = _print_exception
@@ -193,7 +193,7 @@ def _patch_spawned_processes() -> None:
 
 
 class _Import:
-    """Imports the package where it is unpickled."""
+    """Imports the plugin where it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return importlib.import_module, ('chainer_shared_patch',)

@@ -80,7 +80,8 @@ def sum_blocks(
 
     Raises:
         ValueError: If ``common_num`` is less than 1 or does not divide the
-            number of columns of ``x``.
+            number of columns of ``x``, or ``order`` has another length. That
+            it is a permutation is not checked.
 
     .. admonition:: Example
 
@@ -96,6 +97,7 @@ def sum_blocks(
             'common_num must be at least 1 and divide the columns of x, but '
             'x.shape is {} and common_num is {}'.format(x.shape, common_num)
         )
+    _check_length(order, columns)
     k = columns // common_num
     dtype = sum_dtype(x, x.dtype if dtype is None else dtype)
     if order is not None:
@@ -110,6 +112,14 @@ def sum_blocks(
         return numpy.matmul(_ones(common_num, dtype), blocks)
     y = numpy.einsum('bnk->bk', blocks, dtype=dtype)
     return numpy.ascontiguousarray(y)
+
+
+def _check_length(order: Optional[NdArray], columns: int) -> None:
+    if order is not None and len(order) != columns:
+        raise ValueError(
+            'order must have {} elements, one for each column, but has '
+            '{}'.format(columns, len(order))
+        )
 
 
 @functools.lru_cache
@@ -158,6 +168,11 @@ def tile_blocks(
         array: C-contiguous matrix of shape ``(B, common_num * k)``, with the
         dtype of ``x``.
 
+    Raises:
+        ValueError: If ``common_num`` is less than 1, or ``order`` does not
+            have ``common_num * k`` elements. That it is a permutation is not
+            checked.
+
     .. admonition:: Example
 
         >>> import numpy as np
@@ -167,6 +182,11 @@ def tile_blocks(
 
     """
     batch_size, k = x.shape
+    if common_num < 1:
+        raise ValueError(
+            'common_num must be at least 1, but is {}'.format(common_num)
+        )
+    _check_length(order, common_num * k)
     xp = chainer.backend.get_array_module(x)
     with cuda.get_device_from_array(x):
         if order is not None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any, Literal
+from typing import Any, Literal, Optional
 
 import chainer
 import numpy
@@ -57,6 +57,96 @@ def check_common_num(value: Any, setting: str) -> int:
     raise ValueError(
         '{} must be an integer of at least 1, the number of input blocks '
         'that share a weight, but it is {!r}'.format(setting, value)
+    )
+
+
+def check_divides(common_num: int, in_size: int) -> None:
+    """Checks that a layer's input can be cut into equal blocks.
+
+    Args:
+        common_num (int): The number of blocks, at least 1.
+        in_size (int): The width of the input.
+
+    Raises:
+        ValueError: If ``in_size`` is less than 1, or ``common_num`` does not
+            divide it. The message names the nearest divisors.
+
+    .. admonition:: Example
+
+        >>> from chainer_shared_patch.config import check_divides
+        >>> check_divides(10, 1000)
+
+    """
+    if in_size < 1:
+        raise ValueError(
+            'in_size must be at least 1, but is {}'.format(in_size)
+        )
+    if in_size % common_num:
+        divisors = [n for n in range(1, in_size + 1) if in_size % n == 0]
+        nearby = [n for n in divisors if n < common_num][-1:]
+        nearby += [n for n in divisors if n > common_num][:1]
+        raise ValueError(
+            'common_num must divide in_size, but in_size is {} and '
+            'common_num is {}; try {}'.format(
+                in_size,
+                common_num,
+                '{} or {}'.format(*nearby)
+                if len(nearby) == 2
+                else '{}'.format(*nearby),
+            )
+        )
+
+
+def check_order(
+    order: Any,
+    in_size: Optional[int],
+    names: str = "None, 'interleaved'",
+) -> numpy.ndarray:
+    """Checks that a value is a permutation.
+
+    Args:
+        order (object): The value.
+        in_size (int): The length that it must have. If ``None``, it may have
+            any.
+        names (str): What else may be given instead, for the error message.
+
+    Returns:
+        numpy.ndarray: A copy, of shape ``(in_size,)`` and dtype int64.
+
+    Raises:
+        ValueError: If the value is not a permutation of the integers below
+            its length.
+
+    .. admonition:: Example
+
+        >>> from chainer_shared_patch.config import check_order
+        >>> check_order([2, 0, 1], 3)
+        array([2, 0, 1])
+
+    """
+    order = chainer.as_array(order)
+    if isinstance(order, chainer.backends.cuda.ndarray):
+        order = order.get()
+    array = numpy.array(order)
+    if array.ndim == 0:
+        mistake = 'it is {!r}'.format(order)
+    elif array.dtype.kind not in 'iu':
+        mistake = 'its dtype is {}'.format(array.dtype)
+    elif array.shape != (in_size or array.size,):
+        mistake = 'its shape is {}'.format(array.shape)
+    else:
+        everything = numpy.arange(len(array))
+        if numpy.array_equal(numpy.sort(array), everything):
+            return array.astype(numpy.int64)
+        missing = numpy.setdiff1d(everything, array)
+        mistake = '{} is missing'.format(missing[0])
+    raise ValueError(
+        'order must be {} or a permutation of the integers below in_size{}, '
+        'but {}'.format(
+            names,
+            '' if in_size is None else ', {}'.format(in_size),
+            mistake,
+        )
     )
 
 
@@ -167,7 +257,7 @@ def read_environment() -> bool:
     A setting that the program has already made there stays.
 
     Returns:
-        bool: Whether importing the package installs the patch.
+        bool: Whether importing the plugin installs the patch.
 
     Raises:
         ValueError: If a variable has an invalid value. The message names the

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import copy
 from fnmatch import fnmatchcase
 import functools
-from typing import Any, Literal, NamedTuple, Optional, Union
+from typing import Any, Literal, NamedTuple, Optional, SupportsIndex, Union
 
 from chainer_shared_patch import config
 import chainer
 from chainer.backends.cuda import to_cpu
 from chainer.link import Link
 from chainer.links.connection.linear import Linear
-from chainer.types import NdArray
 from chainer.variable import Parameter, Variable
 from chainer_shared_patch.blocks import sum_blocks, tile_blocks
+from chainer_shared_patch.config import check_divides, check_order
 from chainer_shared_patch.functions import VariableOrArray
 from chainer_shared_patch.grouping import group_columns
-from chainer_shared_patch.links import (
-    SharedLinear,
-    check_divides,
-    check_model,
-    check_order,
-)
+from chainer_shared_patch.links import Permutation, SharedLinear, check_model
 import numpy
 from tabulate import tabulate
 
 # Which inputs of a layer share.
-LayerOrder = Union[Literal['grouped', 'contiguous'], Sequence[int], NdArray]
+LayerOrder = Union[Literal['grouped', 'contiguous'], Permutation]
 _Function = Callable[[numpy.ndarray, numpy.ndarray], None]
 # How many rows of a weight are averaged at a time.
 _ROWS = 256
@@ -142,7 +137,7 @@ class ShareReport(NamedTuple):
 
 def share(
     model: Link,
-    common_num: int | Mapping[str, int],
+    common_num: SupportsIndex | Mapping[str, SupportsIndex],
     *,
     inputs: Optional[VariableOrArray | Iterable[Any]] = None,
     order: LayerOrder | Mapping[str, LayerOrder] = 'grouped',
@@ -152,10 +147,12 @@ def share(
     """Replaces linear layers of a trained model by shared ones.
 
     Each ``chainer.links.Linear`` becomes a :class:`SharedLinear` whose weight
-    is the mean of the columns that share. Biases, the names of links and
-    parameters, dtypes, devices, update rules and their hooks stay. Links of
-    subclasses of ``chainer.links.Linear`` stay as they are. If there is an
-    error, nothing is changed.
+    is the mean of the columns that share. The names of links and parameters,
+    dtypes, devices, update rules and their hooks stay. Without ``inputs``,
+    biases stay too, except those that ``fold`` reorders. What an optimizer
+    keeps for a replaced or reordered parameter, such as Adam's moments, is
+    reset. Links of subclasses of ``chainer.links.Linear`` stay as they are.
+    If there is an error, nothing is changed.
 
     Which inputs share decides how much the model loses. ``'grouped'`` groups
     similar columns of ``W``: starting from contiguous blocks, it exchanges
@@ -203,12 +200,18 @@ def share(
         ShareReport: The layers and what they lose. It prints as a table.
 
     Raises:
-        TypeError: If the model is not a link, or a path is not a string.
-        ValueError: If ``common_num`` does not divide the width of a layer; if
-            a path matches no layer; if a layer has no weight yet, occurs
-            twice, has link hooks or is not reached by the inputs; if the
-            weights or inputs are not finite; if an order cannot be folded; or
-            if ``add_bias`` is set without ``inputs``.
+        TypeError: If the model is not a link, a path is not a string,
+            ``fold`` is not a dict or ``inputs`` is not an iterable.
+        ValueError: If ``common_num`` is not an integer of at least 1 or does
+            not divide the width of a layer; if ``order`` is invalid; if the
+            model holds no ``chainer.links.Linear``; if a path matches no
+            layer, or a layer matches several patterns; if a layer has no
+            weight yet, occurs twice, has link hooks, is already shared by the
+            patch or is not reached by the inputs; if the model cannot be
+            called with the inputs; if weights, inputs or outputs are not
+            finite or, once refitted, exceed the range of their dtype; if an
+            order cannot be folded; or if ``add_bias`` is set without
+            ``inputs``.
 
     .. admonition:: Example
 
@@ -228,7 +231,7 @@ def share(
     """
     check_model(model)
     layers = _choose(model, common_num, order)
-    pairs = _check_pairs(model, layers, fold or {})
+    pairs = _check_pairs(model, layers, {} if fold is None else fold)
     batches = _check_batches(inputs)
     if add_bias and not batches:
         raise ValueError('add_bias of share has no effect without inputs')
@@ -255,8 +258,8 @@ def expand(model: Link) -> None:
 
     Each :class:`SharedLinear` becomes a ``chainer.links.Linear`` that computes
     the same with the wide weight, in the order of the inputs. A saved model
-    can then be loaded without the plugin. As with :func:`share`, everything
-    else stays.
+    can then be loaded without the plugin. What an optimizer keeps for its
+    ``W``, such as Adam's moments, is reset; everything else stays.
 
     Args:
         model (chainer.Link): The model, a chain. It is changed in place.
@@ -292,8 +295,8 @@ def expand(model: Link) -> None:
     for path, link in links.items():
         if type(link) is not SharedLinear:
             raise ValueError(
-                '{} cannot be expanded, because it is a {}, which may '
-                'compute something else'.format(path, type(link).__name__)
+                '{} cannot be expanded, because it is of class {}, which '
+                'may compute something else'.format(path, type(link).__name__)
             )
         _check_link(model, path, link)
     changes = _Changes(model)
@@ -302,6 +305,10 @@ def expand(model: Link) -> None:
             W = tile_blocks(link.W.array, link.common_num, link.order)
             changes.replace(path, link, W.shape[1], W)
         changes.keep()
+
+
+class _Refusal(ValueError):
+    """Raised while the model runs, by share and not by the model."""
 
 
 class _Layer:
@@ -414,16 +421,11 @@ def _choose(model: Link, common_num: Any, order: Any) -> list[_Layer]:
             try:
                 check_divides(number, in_size)
                 this = orders.get(path, 'grouped')
-                if this is None or isinstance(this, str):
-                    if this not in ('grouped', 'contiguous'):
-                        raise ValueError(
-                            "order must be 'grouped', 'contiguous' or a "
-                            'permutation of the inputs, but it is {!r}'.format(
-                                this
-                            )
-                        )
-                else:
-                    this = check_order(this, in_size)
+                names = 'grouped', 'contiguous'
+                if not isinstance(this, str) or this not in names:
+                    this = check_order(
+                        this, in_size, '{!r}, {!r}'.format(*names)
+                    )
             except ValueError as error:
                 raise ValueError('{}: {}'.format(path, error)) from None
             layers.append(_Layer(path, link, number, this))
@@ -453,7 +455,7 @@ def _match(
                     pattern,
                     'matches none of the layers'
                     if link is None
-                    else 'is a {}, not a chainer.links.Linear'.format(
+                    else 'is of class {}, not chainer.links.Linear'.format(
                         type(link).__name__
                     )
                     if type(link) is not Linear
@@ -504,10 +506,19 @@ def _check_link(model: Link, path: str, link: Linear) -> None:
 def _check_pairs(
     model: Link, layers: list[_Layer], fold: Mapping[str, str]
 ) -> Mapping[str, str]:
+    if not isinstance(fold, Mapping) or not all(
+        isinstance(path, str) for pair in fold.items() for path in pair
+    ):
+        raise TypeError(
+            "fold of share must be a dict of paths such as {{'/l2': '/l1'}}, "
+            'but is {!r}'.format(fold)
+        )
     links = dict(model.namedlinks())
     orders = {layer.path: layer.order for layer in layers}
     for path, target in fold.items():
         pair = 'fold of share cannot fold {} into {}: '.format(path, target)
+        if path == target:
+            raise ValueError(pair + 'they are the same layer')
         if path not in orders:
             raise ValueError(pair + 'this call does not share {}'.format(path))
         if isinstance(orders[path], str) and orders[path] == 'contiguous':
@@ -520,7 +531,7 @@ def _check_pairs(
                 pair + '{} is not a linear layer of the model'.format(target)
             )
         _check_link(model, target, before)
-        if target == path or list(fold.values()).count(target) > 1:
+        if list(fold.values()).count(target) > 1:
             raise ValueError(
                 pair + '{} can take over only one order'.format(target)
             )
@@ -528,7 +539,7 @@ def _check_pairs(
         if before.out_size != in_size:
             raise ValueError(
                 pair
-                + 'the first has {} inputs, but the second {} outputs'.format(
+                + 'the former has {} inputs, the latter {} outputs'.format(
                     in_size, before.out_size
                 )
             )
@@ -546,6 +557,13 @@ def _check_batches(inputs: Any) -> list[tuple[Any, ...]]:
         )
     if isinstance(inputs, (Variable, *chainer.get_array_types())):
         inputs = [inputs]
+    try:
+        inputs = iter(inputs)
+    except TypeError:
+        raise TypeError(
+            'inputs of share must be an array or an iterable of batches, but '
+            'are {!r}'.format(inputs)
+        ) from None
     batches = [
         batch if isinstance(batch, tuple) else (batch,) for batch in inputs
     ]
@@ -569,7 +587,7 @@ class _Watch(chainer.LinkHook):
             out_size, columns = args.link.W.shape
             rows = y.size // out_size
             if x.size != rows * columns:
-                raise ValueError(
+                raise _Refusal(
                     'share cannot share a layer that the patch already '
                     'shares: its W of shape {} is used for {} columns of '
                     'input'.format(args.link.W.shape, x.size // rows)
@@ -613,9 +631,9 @@ def _watch(
         layer.squares += numpy.einsum('bi,bi->i', x, x, dtype='d')
         layer.outputs.append(y)
         if not numpy.isfinite(layer.squares.sum() + y.sum(dtype='d')):
-            raise ValueError(
-                'with the inputs of share, an input or output of {} is not '
-                'finite or too large'.format(layer.path)
+            raise _Refusal(
+                'with the inputs of share, an input or output of {} is too '
+                'large or not finite'.format(layer.path)
             )
 
     functions = {
@@ -623,6 +641,8 @@ def _watch(
     }
     try:
         _run(model, batches, functions)
+    except _Refusal as error:
+        raise ValueError(str(error)) from None
     except Exception as error:
         raise ValueError(
             'inputs of share must be an array or an iterable of batches that '
@@ -635,7 +655,9 @@ def _watch(
         ) from error
     for layer in layers:
         if not sum(map(len, layer.outputs)):
-            raise ValueError('inputs of share never reach ' + layer.path)
+            raise ValueError(
+                'the inputs given to share never reach {}'.format(layer.path)
+            )
     return list(reached)
 
 

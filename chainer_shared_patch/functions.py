@@ -233,8 +233,10 @@ def shared_linear(
     Raises:
         chainer.utils.type_check.InvalidType: If the shapes or dtypes do not
             fit each other.
-        ValueError: If ``chainer.config.shared_algorithm`` is neither
-            ``'sum'`` nor ``'tile'``.
+        ValueError: If ``common_num`` is not an integer of at least 1,
+            ``order`` is neither ``None`` nor a permutation of the columns of
+            ``x``, or ``chainer.config.shared_algorithm`` is neither ``'sum'``
+            nor ``'tile'``.
 
     .. admonition:: Example
 
@@ -246,6 +248,23 @@ def shared_linear(
         array([[11., 33.]])
 
     """
+    common_num = config.check_common_num(
+        common_num, 'common_num of shared_linear'
+    )
+    if order is not None:
+        in_size = x.shape[1] if x.ndim == 2 else None
+        config.check_order(order, in_size, 'None')
+    return apply_shared_linear(x, W, b, common_num, order)
+
+
+def apply_shared_linear(
+    x: VariableOrArray,
+    W: VariableOrArray,
+    b: Optional[VariableOrArray],
+    common_num: int,
+    order: Optional[NdArray],
+) -> Variable:
+    """Does what :func:`shared_linear` does, which checks the last two."""
     node = SharedLinearFunction()
     node.common_num = common_num
     node.shared_algorithm = config.get_shared_algorithm()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from chainer_shared_patch import config
 import numpy
 
 # The time and memory of grouping grow with the square of the columns.
@@ -43,6 +44,10 @@ def group_columns(
         ``order`` of :class:`~chainer_shared_patch.SharedLinear`: group ``i``
         is ``order[i::in_size // common_num]``.
 
+    Raises:
+        ValueError: If ``common_num`` is not an integer of at least 1, or does
+            not divide ``in_size``.
+
     .. admonition:: Example
 
         >>> import numpy as np
@@ -55,6 +60,10 @@ def group_columns(
 
     """
     in_size = W.shape[1]
+    common_num = config.check_common_num(
+        common_num, 'common_num of group_columns'
+    )
+    config.check_divides(common_num, in_size)
     # Scaled, so that nothing overflows or vanishes in float32.
     scale = max(W.max(), -W.min()) or 1
     columns = numpy.arange(in_size)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 import copy
 import functools
-from typing import TYPE_CHECKING, Any, Literal, Optional, Union
+import operator
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    Optional,
+    Protocol,
+    SupportsIndex,
+    Union,
+)
 
 from chainer_shared_patch import config
 import chainer
@@ -17,16 +26,33 @@ from chainer.serializers import HDF5Deserializer, NpzDeserializer
 from chainer.types import InitializerSpec, NdArray
 from chainer.utils import size_of_shape
 from chainer.variable import Parameter, Variable
+from chainer_shared_patch.config import check_divides, check_order
 from chainer_shared_patch.functions import (
     Method,
     VariableOrArray,
-    shared_linear,
+    apply_shared_linear,
 )
 import numpy
 
 Initializer = Union[InitializerSpec, NdArray, float]
+
+
+class Array(Protocol):
+    """An array, for mypy. Chainer's ``NdArray`` lets everything pass."""
+
+    @property
+    def shape(self) -> Any: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    @property
+    def ndim(self) -> int: ...
+
+
+Permutation = Union[Sequence[SupportsIndex], Array]
 # Which inputs share.
-Order = Union[Literal['interleaved'], Sequence[int], NdArray]
+Order = Union[Literal['interleaved'], Permutation]
 
 
 class _ArraysWithoutPickles(dict[str, numpy.ndarray]):
@@ -173,85 +199,12 @@ def check_model(model: Any) -> None:
         )
 
 
-def check_divides(common_num: int, in_size: int) -> None:
-    """Checks that a layer's input can be cut into equal blocks.
-
-    Args:
-        common_num (int): The number of blocks, at least 1.
-        in_size (int): The width of the input.
-
-    Raises:
-        ValueError: If ``in_size`` is less than 1, or ``common_num`` does not
-            divide it. The message names the nearest divisors.
-
-    .. admonition:: Example
-
-        >>> from chainer_shared_patch.links import check_divides
-        >>> check_divides(10, 1000)
-
-    """
-    if in_size < 1:
-        raise ValueError(
-            'in_size must be at least 1, but is {}'.format(in_size)
-        )
-    if in_size % common_num:
-        divisors = [n for n in range(1, in_size + 1) if in_size % n == 0]
-        nearby = [n for n in divisors if n < common_num][-1:]
-        nearby += [n for n in divisors if n > common_num][:1]
-        raise ValueError(
-            'common_num must divide in_size, but in_size is {} and '
-            'common_num is {}; try {}'.format(
-                in_size,
-                common_num,
-                '{} or {}'.format(*nearby)
-                if len(nearby) == 2
-                else '{}'.format(*nearby),
-            )
-        )
-
-
-def check_order(order: Any, in_size: Optional[int]) -> numpy.ndarray:
-    """Checks that a value is a permutation.
-
-    Args:
-        order (object): The value.
-        in_size (int): The length that it must have. If ``None``, it may have
-            any.
-
-    Returns:
-        numpy.ndarray: A copy, of shape ``(in_size,)`` and dtype int64.
-
-    Raises:
-        ValueError: If the value is not a permutation of the integers below
-            its length.
-
-    .. admonition:: Example
-
-        >>> from chainer_shared_patch.links import check_order
-        >>> check_order([2, 0, 1], 3)
-        array([2, 0, 1])
-
-    """
-    order = chainer.as_array(order)
-    if isinstance(order, chainer.backends.cuda.ndarray):
-        order = order.get()
-    array = numpy.array(order)
-    if array.ndim == 0:
-        mistake = 'it is {!r}'.format(order)
-    elif array.dtype.kind not in 'iu':
-        mistake = 'its dtype is {}'.format(array.dtype)
-    elif array.shape != (in_size or array.size,):
-        mistake = 'its shape is {}'.format(array.shape)
-    else:
-        missing = numpy.setdiff1d(numpy.arange(len(array)), array)
-        if not missing.size:
-            return array.astype(numpy.int64)
-        mistake = '{} is missing'.format(missing[0])
-    raise ValueError(
-        "order must be None, 'interleaved' or a permutation of the integers "
-        'below in_size{}, but {}'.format(
-            '' if in_size is None else ', {}'.format(in_size), mistake
-        )
+def _fit(here: Any, there: Any) -> bool:
+    """Tells whether shapes are equal, where the sizes are known."""
+    if here is None or there is None:
+        return here is there
+    return len(here) == len(there) and all(
+        a == b or a is None or b is None for a, b in zip(here, there)
     )
 
 
@@ -297,8 +250,11 @@ class SharedLinear(Linear):
             block is contiguous.
 
     Raises:
-        ValueError: If ``in_size`` is less than 1, ``common_num`` does not
-            divide it, or ``order`` is not a permutation of the inputs.
+        TypeError: If ``in_size`` or ``out_size`` is not an integer.
+        ValueError: If ``common_num`` is not an integer of at least 1,
+            ``in_size`` is less than 1, ``common_num`` does not divide it, or
+            ``order`` is neither ``None`` nor ``'interleaved'`` nor a
+            permutation of the inputs.
 
     Attributes:
         W (chainer.Parameter): The weight, of shape
@@ -322,7 +278,7 @@ class SharedLinear(Linear):
         >>> layer(np.ones((32, 1000), np.float32)).shape
         (32, 900)
 
-        Here, each two neighbours share:
+        Here, every two neighbours share a column:
 
         >>> layer = chainer_shared_patch.SharedLinear(
         ...     6, 1, common_num=2, order='interleaved')
@@ -337,13 +293,13 @@ class SharedLinear(Linear):
 
     def __init__(
         self,
-        in_size: Optional[int],
-        out_size: Optional[int] = None,
+        in_size: Optional[SupportsIndex],
+        out_size: Optional[SupportsIndex] = None,
         nobias: bool = False,
         initialW: Optional[Initializer] = None,
         initial_bias: Optional[Initializer] = None,
         *,
-        common_num: int,
+        common_num: SupportsIndex,
         order: Optional[Order] = None,
     ) -> None:
         self.common_num = config.check_common_num(
@@ -351,6 +307,10 @@ class SharedLinear(Linear):
         )
         if out_size is None:
             in_size, out_size = None, in_size
+        in_size, out_size = (
+            None if size is None else operator.index(size)
+            for size in (in_size, out_size)
+        )
         if in_size is not None:
             check_divides(self.common_num, in_size)
         if order is not None and not _is_interleaved(order):
@@ -387,7 +347,7 @@ class SharedLinear(Linear):
         b: Optional[VariableOrArray] = None,
         nobias: bool = False,
         *,
-        common_num: int,
+        common_num: SupportsIndex,
         order: Optional[Order] = None,
     ) -> SharedLinear:
         """Makes a link with given parameters.
@@ -403,11 +363,13 @@ class SharedLinear(Linear):
                 :class:`SharedLinear`.
 
         Returns:
-            SharedLinear: The link, with copies of the parameters.
+            SharedLinear: The link, with copies of the parameters, in the
+            dtype of ``W``.
 
         Raises:
-            ValueError: If ``b`` does not have ``out_size`` elements, or
-                ``common_num`` or ``order`` is invalid.
+            ValueError: If ``W`` is not a float matrix or is not initialized,
+                ``b`` does not have ``out_size`` elements, or ``common_num``
+                or ``order`` is invalid.
 
         .. admonition:: Example
 
@@ -421,25 +383,31 @@ class SharedLinear(Linear):
             1000
 
         """
-        common_num = config.check_common_num(
-            common_num, 'common_num of SharedLinear'
-        )
-        out_size, k = W.shape
+        n = config.check_common_num(common_num, 'common_num of SharedLinear')
+        array: Any = chainer.as_array(W)
+        if array is None:
+            raise ValueError('W must be initialized, but it is not')
+        if array.ndim != 2 or array.dtype.kind != 'f':
+            raise ValueError(
+                'W must be a float matrix, but its shape is {} and its dtype '
+                'is {}'.format(array.shape, array.dtype)
+            )
+        out_size, k = array.shape
         if b is not None and b.size != out_size:
             raise ValueError(
-                'b must have {} elements, the rows of W, but has {}'.format(
-                    out_size, b.size
-                )
+                'b must have {} elements, one for each row of W, but has '
+                '{}'.format(out_size, b.size)
             )
-        return cls(
-            k * common_num,
-            out_size,
-            nobias,
-            chainer.as_array(W),
-            chainer.as_array(b),
-            common_num=common_num,
-            order=order,
-        )
+        with chainer.using_config('dtype', array.dtype):
+            return cls(
+                k * n,
+                out_size,
+                nobias,
+                array,
+                chainer.as_array(b),
+                common_num=n,
+                order=order,
+            )
 
     def __repr__(self) -> str:
         return str(self)
@@ -482,7 +450,8 @@ class SharedLinear(Linear):
 
         Raises:
             ValueError: If ``link`` is not a :class:`SharedLinear` with the
-                same ``common_num``.
+                same ``common_num``, the same shapes, and a bias exactly if
+                this link has one. Then nothing is copied.
 
         .. admonition:: Example
 
@@ -503,6 +472,14 @@ class SharedLinear(Linear):
                 'SharedLinear, with the same common_num'.format(link, self)
             )
         link._follow_W()
+        for name, here, there in zip('Wb', self._shapes(), link._shapes()):
+            if not _fit(here, there):
+                raise ValueError(
+                    'cannot copy the parameters of {} to {}: {} has the shape '
+                    '{} there, but {} here'.format(
+                        link, self, name, there, here
+                    )
+                )
         super().copyparams(link, copy_persistent)
         if link.in_size is not None:
             self.in_size = link.in_size
@@ -554,7 +531,7 @@ class SharedLinear(Linear):
         self._follow_W()
         if self.in_size is None:
             self._initialize_params(columns)
-        y = shared_linear(x, self.W, self.b, self.common_num, self.order)
+        y = apply_shared_linear(x, self.W, self.b, self.common_num, self.order)
         outputs: Variable = F.reshape(y, (*batch_shape, self.out_size))
         return outputs
 
@@ -599,6 +576,14 @@ class SharedLinear(Linear):
                 order = numpy.empty(0, numpy.int64)  # None would be pickled
             serializer('order', order)
 
+    def _shapes(self) -> tuple[Any, Any]:
+        """Returns the shapes of W, as far as it is known, and of b."""
+        W, b = self.W, self.b
+        return (
+            (self.out_size, None) if W.array is None else W.shape,
+            None if b is None else b.shape,
+        )
+
     def _read_inputs(self, serializer: Any) -> tuple[Optional[int], Any]:
         """Returns in_size and order, or raises an error if W does not fit."""
         W = serializer('W', None)
@@ -621,9 +606,8 @@ class SharedLinear(Linear):
                 'cannot load a SharedLinear with common_num {} into one with '
                 'common_num {}'.format(common_num, self.common_num)
             )
-        lazy = self.W.array is None
-        here = (self.out_size, None) if lazy else self.W.shape
-        if W.ndim != 2 or W.shape != (here[0], here[1] or W.shape[1]):
+        here, _ = self._shapes()
+        if not _fit(here, W.shape):
             raise ValueError(
                 'cannot load a W of shape {} into a SharedLinear whose W has '
                 'the shape {}'.format(W.shape, here)

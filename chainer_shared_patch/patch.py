@@ -1,4 +1,4 @@
-"""Installs and uninstalls the patch: the one place that assigns to Chainer.
+"""Installs and uninstalls the patch.
 
 Nothing changes on disk. :func:`install` replaces four methods of Chainer's
 ``LinearFunction`` and one of its ``Linear``, and :func:`uninstall` puts the
@@ -13,7 +13,7 @@ import contextlib
 import functools
 import os
 import threading
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, SupportsIndex
 import warnings
 
 from chainer_shared_patch import config, functions, links
@@ -62,7 +62,7 @@ def install() -> None:
     ``chainer.config.common_num`` times narrower than their input share it
     among the blocks of the input.
 
-    Importing the package installs the patch, unless the environment variable
+    Importing the plugin installs the patch, unless the environment variable
     ``CHAINER_SHARED_PATCH`` is 0. Installing it twice is the same as once.
 
     .. seealso:: :func:`patched` for a ``with`` statement.
@@ -133,14 +133,15 @@ def is_installed() -> bool:
 
 @contextlib.contextmanager
 def patched(
-    common_num: Optional[int] = None,
+    common_num: Optional[SupportsIndex] = None,
     shared_algorithm: Optional[config.Algorithm] = None,
 ) -> Iterator[None]:
     """Installs the patch for the body of a ``with`` statement.
 
-    While the body runs, the patch is there for all threads, whatever other
-    threads install and uninstall; afterwards, only if it was there before.
-    The two settings hold for the current thread only.
+    While the body runs, the patch is there for all threads, whatever they
+    install and uninstall. Once the last such body ends, the patch stays only
+    if :func:`install` has been called, and not :func:`uninstall` since. The
+    two settings hold for the current thread only.
 
     Args:
         common_num (int): The number of input blocks that share a weight. If
@@ -234,8 +235,8 @@ def _take_out() -> None:
     for each in _state.replacements:
         if each.current not in (each.original, each.ours):
             raise RuntimeError(
-                'cannot uninstall chainer_shared_patch: {}.{} has since been '
-                'replaced by {!r}; undo that first'.format(
+                'cannot uninstall the patch: {}.{} has since been replaced by '
+                '{!r}; undo that first'.format(
                     each.owner.__name__, each.name, each.current
                 )
             )

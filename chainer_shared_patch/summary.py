@@ -169,19 +169,21 @@ def summary(model: Link, x: Any) -> Summary:
     What runs is a copy of the model on the model's own parameters, in test
     mode and without a graph. The model stays as it is, including its
     uninitialized parameters, persistent values and recurrent states. So do the
-    gradients, the configuration and NumPy's random state (not CuPy's). What a
-    closure refers to, or ``deepcopy`` refuses, is not copied.
+    gradients, the configuration and NumPy's random state (not CuPy's). Objects
+    that closures refer to, or that ``deepcopy`` cannot copy, are shared with
+    the model.
 
     The multiply-adds are those for the whole of ``x``, of ``linear``,
     ``matmul``, convolutions and deconvolutions of any number of dimensions,
     and ``local_convolution_2d``. Only what runs counts: a link that is called
-    three times counts three times, and a shared layer multiplies by its narrow
-    weight. Multiply-adds are attributed to the innermost link whose
-    ``__call__`` they run in. Biases, sums of blocks and all other functions do
-    not count, nor do recurrent networks that cuDNN runs as a whole.
+    three times counts three times, and with the algorithm ``'sum'`` a shared
+    layer multiplies by its narrow weight. Multiply-adds are attributed to the
+    innermost link whose ``__call__`` they run in. Biases, sums of blocks and
+    all other functions do not count, nor do recurrent networks that cuDNN runs
+    as a whole.
 
     A weight counts as shared if a shared layer used it, unchanged, in this
-    run. Uninitialized parameters do not count.
+    run. Uninitialized parameters count if the run initializes them.
 
     Args:
         model (chainer.Link): The model.

@@ -84,6 +84,22 @@ def test_sum_blocks_refuses_what_it_cannot_split(common_num):
         blocks.sum_blocks(numpy.zeros((2, 7), 'f'), common_num)
 
 
+@pytest.mark.parametrize('common_num', [0, -1])
+def test_tile_blocks_refuses_what_is_no_number_of_blocks(common_num):
+    with pytest.raises(ValueError, match='at least 1, but is'):
+        blocks.tile_blocks(numpy.zeros((4, 3)), common_num)
+
+
+@pytest.mark.parametrize('length', [0, 3, 5, 8])
+def test_order_of_another_length(length):
+    order = numpy.arange(length)
+    message = 'order must have 4 elements, .* has {}'.format(length)
+    with pytest.raises(ValueError, match=message):
+        blocks.sum_blocks(numpy.zeros((3, 4)), 2, order=order)
+    with pytest.raises(ValueError, match=message):
+        blocks.tile_blocks(numpy.zeros((3, 2)), 2, order)
+
+
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize(('batch_size', 'n', 'k'), SHAPES)

@@ -1112,10 +1112,12 @@ ERRORS = {
                    '/again/W, /l2/W'),
     'nan in W': (set_array('/l2/W', numpy.nan), {}, '/l2/W contains NaN'),
     'inf in b': (set_array('/l2/b', numpy.inf), {}, '/l2/b contains NaN'),
-    'subclass': (subclass, {}, '/l2 is a Mine, not'),
+    'subclass': (subclass, {}, '/l2 is of class Mine, not'),
     'hook': (add_hook, {}, '/l2 .* link hooks .SpectralNormalization'),
-    'shared': (share_before, {}, '/l2 is a SharedLinear'),
+    'shared': (share_before, {}, '/l2 is of class SharedLinear'),
     'order': (nothing, {'order': 'interleaved'}, "/l2: .* 'interleaved'"),
+    'allowed orders': (nothing, {'order': [1, 0]},
+                       "must be 'grouped', 'contiguous' or a permutation"),
     'no order': (nothing, {'order': None}, '/l2: .* it is None'),
     'length of order': (nothing, {'order': [1, 0]}, r'/l2: .* \(2,\)'),
     'order of floats': (nothing, {'order': PERMUTATION * 1.0}, 'float64'),
@@ -1140,7 +1142,7 @@ ERRORS = {
                                         'fold': {'/l3': '/l2'}},
                              'fold /l3 into /l2: /l2 is not a linear'),
     'fold into itself': (nothing, {'fold': {'/l2': '/l2'}},
-                         '/l2 can take over only one order'),
+                         'fold /l2 into /l2: they are the same layer'),
     'fold twice': (nothing, {'common_num': {'/l2': 2, '/l3': 2},
                              'fold': {'/l2': '/l1', '/l3': '/l1'}},
                    '/l1 can take over only one order'),
@@ -1152,7 +1154,7 @@ ERRORS = {
     'outputs too large': (
         lambda m: m.l2.W.array.fill(1e308),
         {'inputs': X},
-        'an input or output of /l2 is not finite',
+        '^with .*, an input or output of /l2 is too large or not finite',
     ),
     'fold contiguous': (nothing, {'fold': {'/l2': '/l1'},
                                   'order': 'contiguous'}, '/l2 is contiguous'),
@@ -1181,6 +1183,18 @@ class TestErrors:
         message = '{} of share: paths must be strings .* 1$'.format(setting)
         with pytest.raises(TypeError, match=message):
             share(MLP(), **settings)
+
+    @pytest.mark.parametrize('fold', ['/l2', ['/l2'], {'/l2': ['/l1']}, 0])
+    def test_fold_of_another_type(self, fold):
+        message = 'fold of share must be a dict .* but is ' + re.escape(
+            repr(fold)
+        )
+        with pytest.raises(TypeError, match=message):
+            share(MLP(), 2, fold=fold)
+
+    def test_inputs_that_are_no_iterable(self):
+        with pytest.raises(TypeError, match='inputs of share .* but are 3'):
+            share(MLP(), 2, inputs=3)
 
     @pytest.mark.parametrize(
         'model', [L.Linear(4, 4), chainer.Sequential(F.relu), L.LSTM]
@@ -1216,7 +1230,7 @@ class TestErrors:
         with chainer.using_config('common_num', 2):
             with pytest.raises(
                 ValueError,
-                match=r'patch .* \(12, 6\) is used for 12 columns',
+                match=r'^share cannot .* \(12, 6\) is used for 12 columns',
             ):
                 share(model, {'/l1': 2}, inputs=numpy.tile(x, 2))
         assert state_of(model) == before
@@ -1426,7 +1440,7 @@ numpy.save(sys.argv[2], model(numpy.load(sys.argv[2])).array)
         for model, message in [
             (make(SharedLinear(None, 4, common_num=2)), '/1 has no weight'),
             (make(link, link), '/1 .* several places: /1/W, /2/W'),
-            (make(Mine(4, 4, common_num=2)), '/1 .* is a Mine'),
+            (make(Mine(4, 4, common_num=2)), '/1 .* is of class Mine'),
             (make(hooked), '/1 .* link hooks .TimerHook'),
             (SharedLinear(4, 4, common_num=2), 'the model itself'),
         ]:

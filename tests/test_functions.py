@@ -145,6 +145,37 @@ def test_x_of_more_axes(random, algorithm):
         numpy.testing.assert_array_equal(y.array, expected)
 
 
+@pytest.mark.parametrize('installed', [True, False])
+@pytest.mark.parametrize(
+    ('order', 'mistake'),
+    [
+        (numpy.arange(N * K - 1), r'its shape is \(5,\)'),
+        (numpy.arange(N * K + 1), r'its shape is \(7,\)'),
+        (numpy.zeros(N * K, int), '1 is missing'),
+        (numpy.arange(1, N * K + 1), '0 is missing'),
+        (numpy.arange(N * K) * 1.0, 'float64'),
+        ('interleaved', "'interleaved'"),
+    ],
+)
+def test_order_that_is_no_permutation(algorithm, installed, order, mistake):
+    if not installed:
+        uninstall()
+    x, W = numpy.ones((2, N * K)), numpy.ones((5, K))
+    message = 'order must be None or a permutation .*below in_size, 6, but .*'
+    with pytest.raises(ValueError, match=message + mistake):
+        functions.shared_linear(x, W, None, N, order)
+
+
+def test_wrong_arguments_of_shared_linear(algorithm):
+    x, W = numpy.ones((2, N * K)), numpy.ones((5, K))
+    with pytest.raises(ValueError, match='common_num of shared_linear .* 3.0'):
+        functions.shared_linear(x, W, None, float(N))
+    with pytest.raises(InvalidType):
+        functions.shared_linear(x[0], W, None, N, numpy.arange(N * K))
+    with pytest.raises(InvalidType):
+        functions.shared_linear(x, W[:, :1], None, N, numpy.arange(N * K))
+
+
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('nobias', [False, True])
 def test_ordinary_layer_is_bit_identical(random, dtype, nobias):

@@ -110,6 +110,15 @@ def test_as_good_as_balanced_k_means(random, out_size, n, k, weighted):
     assert ours <= theirs
 
 
+@pytest.mark.parametrize(
+    ('common_num', 'message'),
+    [(4, 'in_size is 6 and common_num is 4; try 3 or 6'), (0, 'it is 0')],
+)
+def test_wrong_numbers(common_num, message):
+    with pytest.raises(ValueError, match=message):
+        group_columns(numpy.ones((2, 6)), common_num, numpy.ones(6))
+
+
 @pytest.mark.parametrize('seed', range(5))
 def test_no_exchange_of_two_columns_makes_it_better(seed):
     random = numpy.random.RandomState(seed)

@@ -226,7 +226,7 @@ def test_exit_status_is_pythons(folder, ending, as_module):
     [
         ((), 'give a program'),
         (('-m',), '-m MODULE'),
-        (('nowhere.py',), "'nowhere.py'"),
+        (('nowhere.py',), "no such file: 'nowhere.py'"),
         (('--common-num', '0', 'script.py'), '--common-num'),
         (('--common-num', 'ten', 'script.py'), "'ten'"),
         (('--algorithm', 'mean', 'script.py'), "'mean'"),

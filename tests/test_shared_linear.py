@@ -20,8 +20,8 @@ import chainer.functions as F
 import chainer.links as L
 from chainer.serializers import load_npz, save_npz
 from chainer.utils.type_check import InvalidType
+from chainer_shared_patch.config import check_divides
 from chainer_shared_patch.functions import shared_linear
-from chainer_shared_patch.links import check_divides
 import numpy
 import pytest
 
@@ -112,10 +112,9 @@ class TestArithmetic:
         x, W, b, gy = make_arrays(random.randn, batch_size, n, k, out_size)
         x, W, b, gy = (a.astype(dtype) for a in (x, W, b, gy))
         order = random.permutation(n * k)
-        with chainer.using_config('dtype', dtype):
-            link = SharedLinear.from_params(
-                W, b, nobias, common_num=n, order=order
-            ).to_device(helpers.DEVICE)
+        link = SharedLinear.from_params(
+            W, b, nobias, common_num=n, order=order
+        ).to_device(helpers.DEVICE)
         link.cleargrads()
         v = chainer.Variable(LAYOUTS[layout](helpers.DEVICE.send(x)))
         y = link(v)
@@ -153,10 +152,10 @@ class TestArithmetic:
     ):
         given, order = orders
         draw = integers(random)
-        x, W, b, _ = make_arrays(draw, *SIZES)
+        x, W, b = (a.astype('f') for a in make_arrays(draw, *SIZES)[:3])
         link = SharedLinear.from_params(W, b, common_num=N, order=given)
         dense = L.Linear(N * K, OUT, initialW=widen(W, order), initial_bias=b)
-        for v in (x.astype('f'), x.reshape(BATCH, N, K).astype('f')):
+        for v in (x, x.reshape(BATCH, N, K)):
             numpy.testing.assert_array_equal(link(v).array, dense(v).array)
         v = draw(2, 3, N, K).astype('f')
         y = link(v, n_batch_axes=2)
@@ -228,9 +227,7 @@ class TestArithmetic:
     def test_link_of_one_block_is_an_ordinary_layer(self, random, algorithm):
         x, W, b, _ = make_arrays(integers(random), 4, 1, N * K, OUT)
         link = SharedLinear.from_params(W, b, common_num=1)
-        numpy.testing.assert_array_equal(
-            link(x.astype('f')).array, x @ W.T + b
-        )
+        numpy.testing.assert_array_equal(link(x).array, x @ W.T + b)
 
 
 def test_without_the_patch_from_the_start(tmp_path):
@@ -240,7 +237,7 @@ import chainer_shared_patch
 import numpy
 assert not chainer_shared_patch.is_installed()
 link = chainer_shared_patch.SharedLinear.from_params(
-    numpy.array([[1, 2]]), common_num=2, order='interleaved')
+    numpy.array([[1, 2]], 'f'), common_num=2, order='interleaved')
 print(link(numpy.array([[1, 10, 100, 1000]], 'f')).array)
 """)
     result = subprocess.run(
@@ -372,10 +369,34 @@ class TestArguments:
         numpy.testing.assert_array_equal(link.order, PERMUTATION)
 
     def test_bias_of_another_size(self):
-        with pytest.raises(ValueError, match='2 elements.* has 3'):
+        with pytest.raises(
+            ValueError, match='2 elements, one for each row of W, but has 3'
+        ):
             SharedLinear.from_params(
                 numpy.ones((2, 2)), numpy.ones(3), common_num=2
             )
+
+    @pytest.mark.parametrize(
+        ('W', 'message'),
+        [
+            (chainer.Parameter(), 'W must be initialized'),
+            (numpy.ones(2), r'its shape is \(2,\)'),
+            (numpy.ones((2, 2, 2)), r'its shape is \(2, 2, 2\)'),
+            (numpy.ones((2, 2), 'i'), 'dtype is int32'),
+        ],
+        ids=['uninitialized', '1', '3', 'int'],
+    )
+    def test_from_params_of_another_W(self, W, message):
+        with pytest.raises(ValueError, match=message):
+            SharedLinear.from_params(W, common_num=2)
+
+    @pytest.mark.parametrize('dtype', DTYPES)
+    def test_from_params_keeps_the_dtype(self, random, dtype):
+        W, b = random.randn(OUT, K).astype(dtype), numpy.zeros(OUT, dtype)
+        for bias in (b, None):
+            link = SharedLinear.from_params(W, bias, common_num=N)
+            assert link.W.dtype == link.b.dtype == dtype
+            numpy.testing.assert_array_equal(link.W.array, W)
 
     def test_from_params_copies(self):
         W = chainer.Parameter(numpy.ones((OUT, K), 'f'))
@@ -651,6 +672,34 @@ class TestCopies:
         assert str(target) in str(info.value)
         for a, e in zip(params_of(target), before):
             numpy.testing.assert_array_equal(a, e)
+
+    @pytest.mark.parametrize(
+        ('make', 'message'),
+        [
+            (
+                lambda: SharedLinear(N, OUT, common_num=N),
+                r'W .*1\) there.*2\)',
+            ),
+            (
+                lambda: SharedLinear(None, 1, common_num=N),
+                r'W .*\(1, None\) there, but \(5, 2\) here',
+            ),
+            (
+                lambda: SharedLinear(N * K, OUT, True, common_num=N),
+                r'b .* None there, but \(5,\) here',
+            ),
+        ],
+        ids=['narrower', 'out_size', 'nobias'],
+    )
+    def test_copyparams_of_other_shapes_is_refused(self, make, message):
+        target, other = make_link(), make()
+        before = params_of(target)
+        with pytest.raises(ValueError, match=message):
+            target.copyparams(other)
+        for a, e in zip(params_of(target), before):
+            numpy.testing.assert_array_equal(a, e)
+        with pytest.raises(ValueError, match='cannot copy'):
+            other.copyparams(target)
 
     def test_within_a_sequential(self, random, orders):
         numpy.random.seed(0)
@@ -1072,10 +1121,10 @@ def test_graph_survives_the_patch(random, algorithm):
     for before, after in ((install, uninstall), (uninstall, install)):
         before()
         link.cleargrads()
-        v = chainer.Variable(x.astype('f'))
+        v = chainer.Variable(x)
         y = link(v)
         after()
-        y.grad = gy.astype('f')
+        y.grad = gy
         y.backward()
         expected = reference(x[:, PERMUTATION], W, b, gy, N)
         numpy.testing.assert_array_equal(v.grad[:, PERMUTATION], expected[1])

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import chainer_shared_patch
-from chainer_shared_patch import SharedLinear, patched, share, summary
+from chainer_shared_patch import (
+    LinkSummary,
+    SharedLayer,
+    SharedLinear,
+    ShareReport,
+    Summary,
+    patched,
+    share,
+    summary,
+)
 import chainer
 import chainer.links as L
-from chainer_shared_patch.convert import SharedLayer, ShareReport
-from chainer_shared_patch.summary import LinkSummary, Summary
+from chainer_shared_patch.links import Order
 import numpy
 import pytest
 from typing_extensions import assert_type
@@ -43,12 +51,40 @@ def test_patch() -> None:
         assert_type(chainer_shared_patch.is_installed(), bool)
 
 
+def test_integers_and_orders_of_many_types() -> None:
+    two = numpy.int64(2)
+    orders: list[Order] = [
+        'interleaved',
+        range(4),
+        [numpy.int64(2), 0, 1, 3],
+        numpy.arange(4),
+        chainer.Variable(numpy.arange(4)),
+    ]
+    for order in orders:
+        link = SharedLinear(numpy.int64(4), two, common_num=two, order=order)
+        assert type(link.in_size) is int
+    with patched(common_num=two):
+        model = chainer.Sequential(L.Linear(4, 2))
+        share(model, {'/0': two}, order=numpy.arange(4))
+
+
 def test_mistakes() -> None:
     # That mypy finds each of them shows in that it wants all these comments.
     with pytest.raises(TypeError):
         SharedLinear(20, 5)  # type: ignore[call-arg]
     with pytest.raises(ValueError):
         SharedLinear(20, 5, common_num=2.0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        SharedLinear(20.0, 5, common_num=2)  # type: ignore[arg-type]
+    with pytest.raises(ValueError):
+        SharedLinear(4, 5, common_num=2, order='abc')  # type: ignore[arg-type]
+    with pytest.raises(ValueError):
+        SharedLinear(4, 5, common_num=2, order=3)  # type: ignore[arg-type]
+    model = chainer.Sequential(L.Linear(4, 2))
+    with pytest.raises(ValueError):
+        share(model, 2, order='interleaved')  # type: ignore[arg-type]
+    with pytest.raises(ValueError):
+        share(model, 2, order={'/0': 3})  # type: ignore[dict-item]
     with pytest.raises(ValueError):
         with patched(shared_algorithm='add'):  # type: ignore[arg-type]
             pass

@@ -1,8 +1,9 @@
 """What Chainer 7.8.1 needs on today's Python, NumPy, CuPy and onnx.
 
 Each :class:`Fix` names one thing that is broken, the release that broke it
-and the module that it breaks, and does nothing where that is not broken. No
-fix touches modules other than Chainer's, ChainerMN's and onnx_chainer's.
+and the module that it breaks. Most fixes are applied only with the versions
+that need them, a few always. No fix touches modules other than Chainer's,
+ChainerMN's and onnx_chainer's.
 """
 
 from __future__ import annotations

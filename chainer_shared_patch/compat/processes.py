@@ -44,7 +44,7 @@ def call(function: Any, *args: Any, **kwargs: Any) -> None:
     """Calls a function in a spawned process, once Chainer is fixed.
 
     What comes first in a pickle is imported first: this module and, with it,
-    the package, which fixes Chainer.
+    the plugin, which fixes Chainer.
     """
     function(*args, **kwargs)
 
