@@ -108,9 +108,9 @@ def draw_accuracy():
 
 def draw_sharing():
     """Returns a figure of both ways to compute a shared layer."""
-    figure = Figure(figsize=(9, 4.4))
+    figure = Figure(figsize=(9, 4.7))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, 90), ylim=(0, 44))
+    axes.set(xlim=(0, 90), ylim=(0, 47))
     axes.axis('off')
 
     def box(x, y, width, height, color, text=''):
@@ -135,16 +135,16 @@ def draw_sharing():
         )
 
     names = '$x_0$', '$x_1$', '$x_2$'
-    write(2, 42, 'One product with the wide weight', 15, 'left')
+    write(2, 45, 'One product with the wide weight', 15, 'left')
     for i, (name, color) in enumerate(zip(names, BLOCKS)):
-        box(2 + 10 * i, 26, 9.8, 7, color, name)
-        box(38, 33.2 - 7.2 * i, 11, 7, WEIGHT, '$W^T$')
-    write(17, 23, '(B, in_size)', 13)
-    write(35, 29.5, '·', 22)
-    write(50.5, 20, '(in_size, out_size)', 13, 'left')
-    write(53, 29.5, '=', 18)
-    box(57, 26, 11, 7, OUTPUT, '$y$')
-    write(62.5, 23, '(B, out_size)', 13)
+        box(2 + 10 * i, 29, 9.8, 7, color, name)
+        box(38, 36.2 - 7.2 * i, 11, 7, WEIGHT, '$W^T$')
+    write(17, 26, '(B, in_size)', 13)
+    write(35, 32.5, '·', 22)
+    write(43.5, 18.8, '(in_size, out_size)', 13)
+    write(53, 32.5, '=', 18)
+    box(57, 29, 11, 7, OUTPUT, '$y$')
+    write(62.5, 26, '(B, out_size)', 13)
 
     write(2, 14, 'The same: sum the blocks, multiply once', 15, 'left')
     for i, (name, color) in enumerate(zip(names, BLOCKS)):

@@ -73,11 +73,13 @@ def plot(axes, title, rows, records, seeds):
             label=name if trained else '_',
         )
     axes.set(title=title, xlabel='parameters', ylabel='test error [%]')
-    axes.set(xscale='log', yscale='log')
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter('{x:,.10g}')
-        axis.set_minor_formatter('{x:,.10g}')
-    axes.tick_params(axis='x', which='both', labelrotation=45)
+    axes.locator_params(axis='x', nbins=5)
+    axes.xaxis.set_major_formatter('{x:,.0f}')
+    errors = [error for points in series.values() for _, error, _ in points]
+    if max(errors) > 10 * min(errors):
+        axes.set_yscale('log', subs=(2, 5))
+        axes.yaxis.set_major_formatter('{x:g}')
+        axes.yaxis.set_minor_formatter('{x:g}')
     at_once = any(not trained for _, trained in series)
     axes.figure.legend(
         loc='outside right upper',
