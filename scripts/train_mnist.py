@@ -347,7 +347,7 @@ def load_dataset(name):
         directory = SAMPLE
         description = (
             'the bundled sample, because MNIST cannot be downloaded '
-            '(--dataset mnist says why)'
+            '(--dataset mnist says why; with make, DATASET=mnist)'
         )
     if name == 'sample':
         directory, description = SAMPLE, 'the bundled sample of MNIST'

@@ -164,7 +164,7 @@ def test_the_japanese_readme_has_the_same_links_and_figures():
     def collect(page, pattern):
         return sorted(set(re.findall(pattern, read(page))))
 
-    for pattern in (r'\]\(([^)]*)\)', r'\d[\d,.]*\d', '`[^`\n]+`'):
+    for pattern in (r'\]\(([^)#][^)]*)\)', r'\d[\d,.]*\d', '`[^`\n]+`'):
         english = collect(README, pattern)
         japanese = collect(JAPANESE, pattern)
         assert set(english) - {'README.ja.md'} <= set(japanese), pattern
