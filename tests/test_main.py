@@ -275,4 +275,5 @@ def test_info_that_is_not_read_to_its_end(folder):
         stderr=subprocess.PIPE,
     ) as process:
         process.stdout.close()
-        assert process.stderr.read() == b''
+        # With CuPy and no GPU, there are warnings.
+        assert b'BrokenPipeError' not in process.stderr.read()
