@@ -96,14 +96,14 @@ def _refuse_shared_layers(caffe: Any) -> None:
 
     # It is called before a file is opened.
     @functools.wraps(dump_graph)
-    def dump_graph_unshared(outputs: Any) -> Any:
+    def dump_graph_without_sharing(outputs: Any) -> Any:
         nodes = dump_graph(outputs)
         for node in nodes:
             if isinstance(node, SharedLinearFunction):
                 inputs: Any = node.inputs
                 raise ValueError(
-                    'cannot export a linear layer whose W of shape {} is '
-                    'shared by {} blocks of the input: Caffe has no such '
+                    'cannot export a layer whose W of shape {} is shared by '
+                    '{} blocks of the input: Caffe has no such '
                     'layer. Export to ONNX, or first convert a SharedLinear '
                     'with chainer_shared_patch.expand'.format(
                         inputs[1].shape, node.common_num
@@ -111,7 +111,7 @@ def _refuse_shared_layers(caffe: Any) -> None:
                 )
         return nodes
 
-    caffe._dump_graph = dump_graph_unshared
+    caffe._dump_graph = dump_graph_without_sharing
 
 
 def register() -> None:

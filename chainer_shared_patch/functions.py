@@ -210,7 +210,7 @@ def shared_linear(
     .. math::
         y_{bo} = \\sum_i W_{oi} \\sum_{j=0}^{n-1} x_{b, p_{jk+i}} + b_o
 
-    With :math:`n` = ``common_num``, this is a linear layer with the weight
+    With :math:`n` = ``common_num``, this is an ordinary layer with the weight
     tiled :math:`n` times, as in "Tinkering with Chainer's connections to make
     a new layer" (masataka46, 2016), in the order :math:`p`.
 

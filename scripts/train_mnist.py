@@ -3,7 +3,7 @@
 
 784 - 1000 - 900 - 10 units with ReLU. The 10 blocks of the second layer's
 1,000 inputs share one weight: its W is (900, 100) instead of (900, 1000).
-``CHAINER_SHARED_PATCH=0`` trains the same network unshared.
+``CHAINER_SHARED_PATCH=0`` trains the same network with ordinary layers.
 
 ``mpiexec -n 4 python scripts/train_mnist.py --distributed`` trains it on 4
 processes, each of which takes a quarter of every batch.
@@ -554,28 +554,28 @@ def print_summary(
     """Prints the parameters, traffic, accuracy, time and files."""
     row = '{:<8}{:>14}{:>14}{:>14}'.format
     print()
-    print(row('layer', 'W', 'parameters', 'unshared'))
-    total = unshared_total = 0
+    print(row('layer', 'W', 'parameters', 'ordinary'))
+    total = ordinary_total = 0
     for name in ('l1', 'l2', 'l3'):
         layer = model[name]
         number = layer.count_params()
-        unshared = number
+        ordinary = number
         if name == 'l2':
-            unshared += (common_num - 1) * layer.W.size
+            ordinary += (common_num - 1) * layer.W.size
         shape = '{} x {}'.format(*layer.W.shape)
-        print(row(name, shape, '{:,}'.format(number), '{:,}'.format(unshared)))
+        print(row(name, shape, '{:,}'.format(number), '{:,}'.format(ordinary)))
         total += number
-        unshared_total += unshared
+        ordinary_total += ordinary
     print(
-        row('total', '', '{:,}'.format(total), '{:,}'.format(unshared_total))
+        row('total', '', '{:,}'.format(total), '{:,}'.format(ordinary_total))
     )
     if comm.size > 1:
         # MPI has no float16: ChainerMN converts it.
         itemsize = max(4, model['l1'].W.dtype.itemsize)
         print()
         print(
-            'gradients          {:,} bytes per batch, unshared {:,}'.format(
-                total * itemsize, unshared_total * itemsize
+            'gradients          {:,} bytes per batch, ordinary {:,}'.format(
+                total * itemsize, ordinary_total * itemsize
             )
         )
     last = trainer.get_extension('LogReport').log[-1]
