@@ -63,14 +63,13 @@ def read_points():
     for row in read_table('The budgets of HashedNets'):
         if row['parameters']:
             name, column = row['network'], 'epoch 30 at 0.002'
-            kind = (
-                'shared'
-                if '(calibrated)' in name
-                else 'svd'
-                if '(svd)' in name
-                else 'smaller'
-            )
-            point = read(row, 'trained' if kind == 'smaller' else column)
+            if '(calibrated)' in name:
+                kind = 'shared'
+            elif '(svd)' in name:
+                kind = 'svd'
+            else:
+                kind, column = 'smaller', 'trained'
+            point = read(row, column)
             key = row['budget'], kind
             best[key] = max(best.get(key, point), point, key=lambda p: p[1])
     for (_, kind), point in best.items():

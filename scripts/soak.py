@@ -110,8 +110,7 @@ def step(random):
     )
     if kind == 'link':
         random.shuffle(order)
-        with chainer.using_config('dtype', x.dtype):
-            link = SharedLinear.from_params(W, b, common_num=n, order=order)
+        link = SharedLinear.from_params(W, b, common_num=n, order=order)
         link.cleargrads()
         x, W, b = chainer.Variable(x), link.W, link.b
         with chainer.using_config('shared_algorithm', algorithm):
