@@ -1,6 +1,7 @@
 """The engines that make the inputs, and the counting of outcomes."""
 
 import collections
+import gc
 import hashlib
 import multiprocessing
 import os
@@ -126,11 +127,13 @@ def minimise(name, contents, number):
         target(b'', directory)  # what happens only once belongs to no input
         for content in set(contents):
             tracer = _Tracer()
+            gc.disable()  # what it calls belongs to no input either
             sys.settrace(tracer.enter)
             try:
                 outcome = target(content, directory)
             finally:
                 sys.settrace(None)
+                gc.enable()
             left[content] = {outcome, *tracer.branches()}
     chosen = []
     while left and len(chosen) < number:

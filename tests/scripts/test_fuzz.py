@@ -1,3 +1,4 @@
+import gc
 import importlib
 import os
 from pathlib import Path
@@ -173,6 +174,19 @@ class TestTrial:
         assert b'xx' not in kept
         assert b'x' in kept and len(kept) < len(contents)
         assert len(engines.minimise('environment', contents, 1)) == 1
+
+    def test_garbage_collection_takes_no_branch(self, engines):
+        contents = [b'environment', b'1', b'2', b'', b'x', b'xx']
+        kept = engines.minimise('environment', contents, 40)
+        thresholds = gc.get_threshold()
+        gc.callbacks.append(lambda phase, info: len(phase))
+        try:
+            for threshold in range(1, 60):
+                gc.set_threshold(threshold)
+                assert engines.minimise('environment', contents, 40) == kept
+        finally:
+            gc.callbacks.pop()
+            gc.set_threshold(*thresholds)
 
 
 def test_defect_is_reported_and_replayed(targets, tmp_path):
