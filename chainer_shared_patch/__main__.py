@@ -100,7 +100,7 @@ def main() -> None:
         parser.error('give a program to run: a file, -m MODULE, -c CODE, or -')
     is_file = not (args.m or args.c or args.program[0] == '-')
     if is_file and not os.path.exists(args.program[0]):
-        parser.error('no such file: {!r}'.format(args.program[0]))
+        parser.error(f'no such file: {args.program[0]!r}')
 
     _patch_spawned_processes()
     sys.excepthook = _print_exception
@@ -220,7 +220,7 @@ def print_info() -> None:
     state = 'installed' if chainer_shared_patch.is_installed() else 'off'
     print('Patch:', state)
     for name in ('common_num', 'shared_algorithm'):
-        print('chainer.global_config.{}:'.format(name), end=' ')
+        print(f'chainer.global_config.{name}:', end=' ')
         print(getattr(chainer.global_config, name))
     print('Fixes:')
     for fix in compat.FIXES:
@@ -230,11 +230,7 @@ def print_info() -> None:
             state = 'waiting for the import'
         else:
             state = 'not needed'
-        print(
-            '  {}: {} (since {}): {}'.format(
-                fix.module, fix.broken, fix.since, state
-            )
-        )
+        print(f'  {fix.module}: {fix.broken} (since {fix.since}): {state}')
 
 
 if __name__ == '__main__':

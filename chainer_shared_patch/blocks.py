@@ -9,7 +9,7 @@ transpose, so each is the other's derivative.
 from __future__ import annotations
 
 import functools
-from typing import Any, Optional
+from typing import Any
 
 import chainer
 from chainer import function_node
@@ -51,8 +51,8 @@ def sum_dtype(x: NdArray | Variable, *dtypes: DTypeLike) -> numpy.dtype[Any]:
 def sum_blocks(
     x: NdArray,
     common_num: int,
-    dtype: Optional[DTypeLike] = None,
-    order: Optional[NdArray] = None,
+    dtype: DTypeLike | None = None,
+    order: NdArray | None = None,
 ) -> NdArray:
     """Sums the blocks of columns of a matrix.
 
@@ -95,7 +95,7 @@ def sum_blocks(
     if common_num < 1 or columns % common_num:
         raise ValueError(
             'common_num must be at least 1 and divide the columns of x, but '
-            'x.shape is {} and common_num is {}'.format(x.shape, common_num)
+            f'x.shape is {x.shape} and common_num is {common_num}'
         )
     _check_length(order, columns)
     k = columns // common_num
@@ -114,11 +114,11 @@ def sum_blocks(
     return numpy.ascontiguousarray(y)
 
 
-def _check_length(order: Optional[NdArray], columns: int) -> None:
+def _check_length(order: NdArray | None, columns: int) -> None:
     if order is not None and len(order) != columns:
         raise ValueError(
-            'order must have {} elements, one for each column, but has '
-            '{}'.format(columns, len(order))
+            f'order must have {columns} elements, one for each column, but '
+            f'has {len(order)}'
         )
 
 
@@ -151,7 +151,7 @@ def _sum_blocks_on_gpu(
 
 
 def tile_blocks(
-    x: NdArray, common_num: int, order: Optional[NdArray] = None
+    x: NdArray, common_num: int, order: NdArray | None = None
 ) -> NdArray:
     """Repeats a matrix along its columns.
 
@@ -183,9 +183,7 @@ def tile_blocks(
     """
     batch_size, k = x.shape
     if common_num < 1:
-        raise ValueError(
-            'common_num must be at least 1, but is {}'.format(common_num)
-        )
+        raise ValueError(f'common_num must be at least 1, but is {common_num}')
     _check_length(order, common_num * k)
     xp = chainer.backend.get_array_module(x)
     with cuda.get_device_from_array(x):
@@ -220,8 +218,8 @@ class SumBlocks(function_node.FunctionNode):
     def __init__(
         self,
         common_num: int,
-        dtype: Optional[DTypeLike] = None,
-        order: Optional[NdArray] = None,
+        dtype: DTypeLike | None = None,
+        order: NdArray | None = None,
     ) -> None:
         self.common_num = common_num
         self.dtype = dtype
@@ -258,9 +256,7 @@ class TileBlocks(function_node.FunctionNode):
 
     """
 
-    def __init__(
-        self, common_num: int, order: Optional[NdArray] = None
-    ) -> None:
+    def __init__(self, common_num: int, order: NdArray | None = None) -> None:
         self.common_num = common_num
         self.order = order
 

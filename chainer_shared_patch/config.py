@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any, Literal, Optional
+from typing import Any, Literal
 
 import chainer
 import numpy
@@ -55,8 +55,8 @@ def check_common_num(value: Any, setting: str) -> int:
     ):
         return int(value)
     raise ValueError(
-        '{} must be an integer of at least 1, the number of input blocks '
-        'that share a weight, but it is {!r}'.format(setting, value)
+        f'{setting} must be an integer of at least 1, the number of input '
+        f'blocks that share a weight, but it is {value!r}'
     )
 
 
@@ -78,9 +78,7 @@ def check_divides(common_num: int, in_size: int) -> None:
 
     """
     if in_size < 1:
-        raise ValueError(
-            'in_size must be at least 1, but is {}'.format(in_size)
-        )
+        raise ValueError(f'in_size must be at least 1, but is {in_size}')
     if in_size % common_num:
         divisors = [n for n in range(1, in_size + 1) if in_size % n == 0]
         nearby = [n for n in divisors if n < common_num][-1:]
@@ -99,7 +97,7 @@ def check_divides(common_num: int, in_size: int) -> None:
 
 def check_order(
     order: Any,
-    in_size: Optional[int],
+    in_size: int | None,
     names: str = "None, 'interleaved'",
 ) -> numpy.ndarray:
     """Checks that a value is a permutation.
@@ -129,22 +127,22 @@ def check_order(
         order = order.get()
     array = numpy.array(order)
     if array.ndim == 0:
-        mistake = 'it is {!r}'.format(order)
+        mistake = f'it is {order!r}'
     elif array.dtype.kind not in 'iu':
-        mistake = 'its dtype is {}'.format(array.dtype)
+        mistake = f'its dtype is {array.dtype}'
     elif array.shape != (in_size or array.size,):
-        mistake = 'its shape is {}'.format(array.shape)
+        mistake = f'its shape is {array.shape}'
     else:
         everything = numpy.arange(len(array))
         if numpy.array_equal(numpy.sort(array), everything):
             return array.astype(numpy.int64)
         missing = numpy.setdiff1d(everything, array)
-        mistake = '{} is missing'.format(missing[0])
+        mistake = f'{missing[0]} is missing'
     raise ValueError(
         'order must be {} or a permutation of the integers below in_size{}, '
         'but {}'.format(
             names,
-            '' if in_size is None else ', {}'.format(in_size),
+            '' if in_size is None else f', {in_size}',
             mistake,
         )
     )
@@ -200,9 +198,7 @@ def check_shared_algorithm(value: Any, setting: str) -> Algorithm:
     """
     if isinstance(value, str) and value in ALGORITHMS:
         return value
-    raise ValueError(
-        "{} must be 'sum' or 'tile', but it is {!r}".format(setting, value)
-    )
+    raise ValueError(f"{setting} must be 'sum' or 'tile', but it is {value!r}")
 
 
 def get_common_num() -> int:
@@ -290,6 +286,6 @@ def read_environment() -> bool:
     if text not in ('0', '1'):
         raise ValueError(
             'CHAINER_SHARED_PATCH must be 0 (off) or 1 (on), but it is '
-            '{!r}'.format(text)
+            f'{text!r}'
         )
     return text == '1'

@@ -7,19 +7,19 @@ import contextlib
 import copy
 from fnmatch import fnmatchcase
 import functools
-from typing import Any, Literal, NamedTuple, Optional, SupportsIndex, Union
+from typing import Any, Literal, NamedTuple, SupportsIndex, Union
 
 from chainer_shared_patch import config
-import chainer
-from chainer.backends.cuda import to_cpu
-from chainer.link import Link
-from chainer.links.connection.linear import Linear
-from chainer.variable import Parameter, Variable
 from chainer_shared_patch.blocks import sum_blocks, tile_blocks
 from chainer_shared_patch.config import check_divides, check_order
 from chainer_shared_patch.functions import VariableOrArray
 from chainer_shared_patch.grouping import group_columns
 from chainer_shared_patch.links import Permutation, SharedLinear, check_model
+import chainer
+from chainer.backends.cuda import to_cpu
+from chainer.link import Link
+from chainer.links.connection.linear import Linear
+from chainer.variable import Parameter, Variable
 import numpy
 from tabulate import tabulate
 
@@ -65,8 +65,8 @@ class SharedLayer(NamedTuple):
     size: int
     dense_size: int
     weight_error: float
-    output_error: Optional[float]
-    folded_into: Optional[str]
+    output_error: float | None
+    folded_into: str | None
 
 
 class ShareReport(NamedTuple):
@@ -97,15 +97,15 @@ class ShareReport(NamedTuple):
     restarted: tuple[str, ...]
 
     def __str__(self) -> str:
-        def percent(error: Optional[float]) -> str:
-            return '' if error is None else '{:.2%}'.format(error)
+        def percent(error: float | None) -> str:
+            return '' if error is None else f'{error:.2%}'
 
         rows: list[tuple[Any, ...]] = [
             (
                 layer.path,
                 layer.common_num,
-                '{:,}'.format(layer.size),
-                '{:,}'.format(layer.dense_size),
+                f'{layer.size:,}',
+                f'{layer.dense_size:,}',
                 percent(layer.weight_error),
                 percent(layer.output_error),
                 layer.folded_into or '',
@@ -139,9 +139,9 @@ def share(
     model: Link,
     common_num: SupportsIndex | Mapping[str, SupportsIndex],
     *,
-    inputs: Optional[VariableOrArray | Iterable[Any]] = None,
+    inputs: VariableOrArray | Iterable[Any] | None = None,
     order: LayerOrder | Mapping[str, LayerOrder] = 'grouped',
-    fold: Optional[Mapping[str, str]] = None,
+    fold: Mapping[str, str] | None = None,
     add_bias: bool = False,
 ) -> ShareReport:
     """Replaces linear layers of a trained model by shared ones.
@@ -295,8 +295,8 @@ def expand(model: Link) -> None:
     for path, link in links.items():
         if type(link) is not SharedLinear:
             raise ValueError(
-                '{} cannot be expanded, because it is of class {}, which '
-                'may compute something else'.format(path, type(link).__name__)
+                f'{path} cannot be expanded, because it is of class '
+                f'{type(link).__name__}, which may compute something else'
             )
         _check_link(model, path, link)
     changes = _Changes(model)
@@ -397,26 +397,22 @@ def _choose(model: Link, common_num: Any, order: Any) -> list[_Layer]:
     linear = [path for path, link in links.items() if type(link) is Linear]
     if not linear:
         raise ValueError(
-            'share replaces the Linear links in a model, but this {} holds '
-            'none; if the model itself is a Linear, put it into a '
-            'chainer.Sequential'.format(type(model).__name__)
+            'share replaces the Linear links in a model, but this '
+            f'{type(model).__name__} holds none; if the model itself is a '
+            'Linear, put it into a chainer.Sequential'
         )
     setting = 'common_num of share'
     numbers = _match(common_num, links, linear, setting)
     orders = _match(order, links, list(numbers), 'order of share')
     layers = []
     for path, number in numbers.items():
-        number = config.check_common_num(
-            number, '{} for {}'.format(setting, path)
-        )
+        number = config.check_common_num(number, f'{setting} for {path}')
         if number > 1:
             link = links[path]
             _check_link(model, path, link)
             for name in sorted(link._params):
                 if not link.xp.isfinite(getattr(link, name).array).all():
-                    raise ValueError(
-                        '{}/{} contains NaN or infinity'.format(path, name)
-                    )
+                    raise ValueError(f'{path}/{name} contains NaN or infinity')
             in_size = link.W.shape[1]
             try:
                 check_divides(number, in_size)
@@ -427,7 +423,7 @@ def _choose(model: Link, common_num: Any, order: Any) -> list[_Layer]:
                         this, in_size, '{!r}, {!r}'.format(*names)
                     )
             except ValueError as error:
-                raise ValueError('{}: {}'.format(path, error)) from None
+                raise ValueError(f'{path}: {error}') from None
             layers.append(_Layer(path, link, number, this))
     return layers
 
@@ -444,8 +440,8 @@ def _match(
     for pattern in values:
         if not isinstance(pattern, str):
             raise TypeError(
-                "{}: paths must be strings such as '/l1', but one is "
-                '{!r}'.format(setting, pattern)
+                f"{setting}: paths must be strings such as '/l1', but one is "
+                f'{pattern!r}'
             )
         if not any(fnmatchcase(path, pattern) for path in candidates):
             link = links.get(pattern)
@@ -455,9 +451,8 @@ def _match(
                     pattern,
                     'matches none of the layers'
                     if link is None
-                    else 'is of class {}, not chainer.links.Linear'.format(
-                        type(link).__name__
-                    )
+                    else f'is of class {type(link).__name__}, not '
+                    'chainer.links.Linear'
                     if type(link) is not Linear
                     else 'is not shared',
                     ', '.join(candidates) or 'none',
@@ -482,8 +477,8 @@ def _match(
 def _check_link(model: Link, path: str, link: Linear) -> None:
     if not getattr(link.W.array, 'size', 0):
         raise ValueError(
-            '{} has no weight yet: first call the model once, or load a '
-            'file'.format(path)
+            f'{path} has no weight yet: first call the model once, or load a '
+            'file'
         )
     for param in link.params():
         places = [
@@ -510,38 +505,34 @@ def _check_pairs(
         isinstance(path, str) for pair in fold.items() for path in pair
     ):
         raise TypeError(
-            "fold of share must be a dict of paths such as {{'/l2': '/l1'}}, "
-            'but is {!r}'.format(fold)
+            "fold of share must be a dict of paths such as {'/l2': '/l1'}, "
+            f'but is {fold!r}'
         )
     links = dict(model.namedlinks())
     orders = {layer.path: layer.order for layer in layers}
     for path, target in fold.items():
-        pair = 'fold of share cannot fold {} into {}: '.format(path, target)
+        pair = f'fold of share cannot fold {path} into {target}: '
         if path == target:
             raise ValueError(pair + 'they are the same layer')
         if path not in orders:
-            raise ValueError(pair + 'this call does not share {}'.format(path))
+            raise ValueError(pair + f'this call does not share {path}')
         if isinstance(orders[path], str) and orders[path] == 'contiguous':
             raise ValueError(
-                pair + '{} is contiguous, so it has no order'.format(path)
+                pair + f'{path} is contiguous, so it has no order'
             )
         before = links.get(target)
         if before is None or type(before) not in (Linear, SharedLinear):
             raise ValueError(
-                pair + '{} is not a linear layer of the model'.format(target)
+                pair + f'{target} is not a linear layer of the model'
             )
         _check_link(model, target, before)
         if list(fold.values()).count(target) > 1:
-            raise ValueError(
-                pair + '{} can take over only one order'.format(target)
-            )
+            raise ValueError(pair + f'{target} can take over only one order')
         in_size = links[path].W.shape[1]
         if before.out_size != in_size:
             raise ValueError(
-                pair
-                + 'the former has {} inputs, the latter {} outputs'.format(
-                    in_size, before.out_size
-                )
+                pair + f'the former has {in_size} inputs, the latter '
+                f'{before.out_size} outputs'
             )
     return fold
 
@@ -552,8 +543,8 @@ def _check_batches(inputs: Any) -> list[tuple[Any, ...]]:
     if isinstance(inputs, chainer.dataset.Iterator):
         raise ValueError(
             'inputs of share must be an array or an iterable of batches, not '
-            'a {}: its batches are lists of examples, and it may never '
-            'end'.format(type(inputs).__name__)
+            f'a {type(inputs).__name__}: its batches are lists of examples, '
+            'and it may never end'
         )
     if isinstance(inputs, (Variable, *chainer.get_array_types())):
         inputs = [inputs]
@@ -562,7 +553,7 @@ def _check_batches(inputs: Any) -> list[tuple[Any, ...]]:
     except TypeError:
         raise TypeError(
             'inputs of share must be an array or an iterable of batches, but '
-            'are {!r}'.format(inputs)
+            f'are {inputs!r}'
         ) from None
     batches = [
         batch if isinstance(batch, tuple) else (batch,) for batch in inputs
@@ -589,8 +580,8 @@ class _Watch(chainer.LinkHook):
             if x.size != rows * columns:
                 raise _Refusal(
                     'share cannot share a layer that the patch already '
-                    'shares: its W of shape {} is used for {} columns of '
-                    'input'.format(args.link.W.shape, x.size // rows)
+                    f'shares: its W of shape {args.link.W.shape} is used for '
+                    f'{x.size // rows} columns of input'
                 )
             self.functions[args.link](
                 x.reshape(rows, columns), y.reshape(rows, out_size)
@@ -632,8 +623,8 @@ def _watch(
         layer.outputs.append(y)
         if not numpy.isfinite(layer.squares.sum() + y.sum(dtype='d')):
             raise _Refusal(
-                'with the inputs of share, an input or output of {} is too '
-                'large or not finite'.format(layer.path)
+                'with the inputs of share, an input or output of '
+                f'{layer.path} is too large or not finite'
             )
 
     functions = {
@@ -656,7 +647,7 @@ def _watch(
     for layer in layers:
         if not sum(map(len, layer.outputs)):
             raise ValueError(
-                'the inputs given to share never reach {}'.format(layer.path)
+                f'the inputs given to share never reach {layer.path}'
             )
     return list(reached)
 
@@ -719,7 +710,7 @@ def _new_update_rule(rule: Any) -> Any:
 def _average(
     W: numpy.ndarray,
     common_num: int,
-    order: Optional[numpy.ndarray],
+    order: numpy.ndarray | None,
     weights: numpy.ndarray,
 ) -> tuple[numpy.ndarray, float]:
     """Returns the means of the columns that share, and the error of these."""
@@ -745,10 +736,10 @@ def _refit(
     model: Link,
     layer: _Layer,
     batches: list[tuple[Any, ...]],
-    order: Optional[numpy.ndarray],
+    order: numpy.ndarray | None,
     W: numpy.ndarray,
     has_bias: bool,
-) -> tuple[numpy.ndarray, Optional[numpy.ndarray], float]:
+) -> tuple[numpy.ndarray, numpy.ndarray | None, float]:
     """Returns W, perhaps a bias, and the relative error of the outputs.
 
     The new W and bias solve a ridge regression (Hoerl and Kennard, 1970) that
@@ -794,9 +785,8 @@ def _refit(
         bias = (means[1] - means[0] @ change).astype(W.dtype)
     if not (numpy.isfinite(new_W).all() and numpy.isfinite(bias).all()):
         raise ValueError(
-            'the refitted {} has elements outside the range of {}'.format(
-                layer.path, W.dtype
-            )
+            f'the refitted {layer.path} has elements outside the range of '
+            f'{W.dtype}'
         )
     relative = float(error / (numpy.linalg.norm(y) or 1))
     return new_W, bias if has_bias else None, relative
@@ -814,7 +804,7 @@ def _fold(
         changes.set_array(param, param.array[order])
         changes.undo.callback(setattr, param, 'update_rule', param.update_rule)
         param.update_rule = changes.restart(
-            '{}/{}'.format(target, name), param.update_rule
+            f'{target}/{name}', param.update_rule
         )
     link.order = None
     actual = _run(changes.model, batches, {})
@@ -822,7 +812,7 @@ def _fold(
     if batches and not pairs:
         raise ValueError(
             'fold of share cannot be checked, because the model returns no '
-            'arrays: {!r}'.format(actual[0])
+            f'arrays: {actual[0]!r}'
         )
     for a, b in pairs:
         error = numpy.linalg.norm(a.astype('d') - b)
@@ -831,10 +821,10 @@ def _fold(
         )
         if not error <= bound:
             raise ValueError(
-                'fold of share cannot fold {0} into {1}: that changes the '
-                'outputs of the model. Only elementwise functions may stand '
-                'between the two (not BatchNormalization), and only {0} may '
-                'use the outputs of {1}'.format(path, target)
+                f'fold of share cannot fold {path} into {target}: that '
+                'changes the outputs of the model. Only elementwise functions '
+                'may stand between the two (not BatchNormalization), and only '
+                f'{path} may use the outputs of {target}'
             )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from chainer.backends.cuda import to_cpu
 from chainer_shared_patch.compat import importing
 from chainer_shared_patch.compat.importing import Fix
 from chainer_shared_patch.functions import SharedLinearFunction
+from chainer.backends.cuda import to_cpu
 import numpy
 
 
@@ -102,12 +102,11 @@ def _refuse_shared_layers(caffe: Any) -> None:
             if isinstance(node, SharedLinearFunction):
                 inputs: Any = node.inputs
                 raise ValueError(
-                    'cannot export a layer whose W of shape {} is shared by '
-                    '{} blocks of the input: Caffe has no such '
-                    'layer. Export to ONNX, or first convert a SharedLinear '
-                    'with chainer_shared_patch.expand'.format(
-                        inputs[1].shape, node.common_num
-                    )
+                    'cannot export a layer whose W of shape '
+                    f'{inputs[1].shape} is shared by {node.common_num} blocks '
+                    'of the input: Caffe has no such layer. Export to ONNX, '
+                    'or first convert a SharedLinear with '
+                    'chainer_shared_patch.expand'
                 )
         return nodes
 

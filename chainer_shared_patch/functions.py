@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import functools
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 from chainer_shared_patch import blocks, config
 import chainer
@@ -72,13 +72,13 @@ class SharedLinearFunction(linear.LinearFunction):
 
     common_num: int
     shared_algorithm: str
-    order: Optional[NdArray] = None
+    order: NdArray | None = None
     _summed_x: NdArray
 
     @property
     def label(self) -> str:
         """str: What hooks, graphs and error messages call the function."""
-        return 'SharedLinearFunction (common_num={})'.format(self.common_num)
+        return f'SharedLinearFunction (common_num={self.common_num})'
 
     def check_type_forward(self, in_types: Any) -> None:
         x_type, W_type = in_types[:2]
@@ -92,10 +92,9 @@ class SharedLinearFunction(linear.LinearFunction):
         x_shape, W_shape = _shapes(in_types)
         if x_shape[1] != self.common_num * W_shape[1]:
             raise type_check.InvalidType(
-                'x.shape[1] == {} * W.shape[1]'.format(self.common_num),
-                '{} != {} * {} (x.shape is {}, W.shape is {})'.format(
-                    x_shape[1], self.common_num, W_shape[1], x_shape, W_shape
-                ),
+                f'x.shape[1] == {self.common_num} * W.shape[1]',
+                f'{x_shape[1]} != {self.common_num} * {W_shape[1]} (x.shape '
+                f'is {x_shape}, W.shape is {W_shape})',
             )
         type_check.expect(in_types.size() <= 3)
         if len(in_types) == 3:
@@ -201,9 +200,9 @@ def _forward(function: FunctionNode, *inputs: NdArray) -> Any:
 def shared_linear(
     x: VariableOrArray,
     W: VariableOrArray,
-    b: Optional[VariableOrArray],
+    b: VariableOrArray | None,
     common_num: int,
-    order: Optional[NdArray] = None,
+    order: NdArray | None = None,
 ) -> Variable:
     """Applies a shared layer, whether or not the patch is installed.
 
@@ -260,9 +259,9 @@ def shared_linear(
 def apply_shared_linear(
     x: VariableOrArray,
     W: VariableOrArray,
-    b: Optional[VariableOrArray],
+    b: VariableOrArray | None,
     common_num: int,
-    order: Optional[NdArray],
+    order: NdArray | None,
 ) -> Variable:
     """Does what :func:`shared_linear` does, which checks the last two."""
     node = SharedLinearFunction()
@@ -282,7 +281,7 @@ def apply_shared_linear(
 def _static_sum_blocks(
     common_num: int,
     dtype: numpy.dtype[Any],
-    order: Optional[NdArray],
+    order: NdArray | None,
     inputs: list[NdArray],
 ) -> tuple[NdArray]:
     return (blocks.sum_blocks(inputs[0], common_num, dtype, order),)
@@ -290,7 +289,7 @@ def _static_sum_blocks(
 
 @static_code
 def _static_tile_blocks(
-    common_num: int, order: Optional[NdArray], inputs: list[NdArray]
+    common_num: int, order: NdArray | None, inputs: list[NdArray]
 ) -> tuple[NdArray]:
     return (blocks.tile_blocks(inputs[0], common_num, order),)
 

@@ -10,13 +10,18 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Literal,
-    Optional,
     Protocol,
     SupportsIndex,
     Union,
 )
 
 from chainer_shared_patch import config
+from chainer_shared_patch.config import check_divides, check_order
+from chainer_shared_patch.functions import (
+    Method,
+    VariableOrArray,
+    apply_shared_linear,
+)
 import chainer
 from chainer import initializers
 import chainer.functions as F
@@ -26,12 +31,6 @@ from chainer.serializers import HDF5Deserializer, NpzDeserializer
 from chainer.types import InitializerSpec, NdArray
 from chainer.utils import size_of_shape
 from chainer.variable import Parameter, Variable
-from chainer_shared_patch.config import check_divides, check_order
-from chainer_shared_patch.functions import (
-    Method,
-    VariableOrArray,
-    apply_shared_linear,
-)
 import numpy
 
 Initializer = Union[InitializerSpec, NdArray, float]
@@ -69,7 +68,7 @@ class _ArraysWithoutPickles(dict[str, numpy.ndarray]):
 
     def __missing__(self, name: str) -> numpy.ndarray:
         if name not in self:
-            raise KeyError('{} is not in the file'.format(name))
+            raise KeyError(f'{name} is not in the file')
         with self.npz.zip.open(name + '.npy') as file:
             version = numpy.lib.format.read_magic(file)
             read_header = {
@@ -84,10 +83,8 @@ class _ArraysWithoutPickles(dict[str, numpy.ndarray]):
             self[name] = numpy.asarray(None)
         else:
             raise ValueError(
-                '{} is an array of objects, of shape {}, which is not '
-                'unpickled; a link has arrays of numbers only'.format(
-                    name, shape
-                )
+                f'{name} is an array of objects, of shape {shape}, which is '
+                'not unpickled; a link has arrays of numbers only'
             )
         return self[name]
 
@@ -154,17 +151,17 @@ def _check_stored_shape(link: Linear, serializer: Any) -> None:
     if here == there:
         return
     message = (
-        'cannot load a W of shape {} into a Linear whose W has the shape {}'
-    ).format(there, here)
+        f'cannot load a W of shape {there} into a Linear whose W has the '
+        f'shape {here}'
+    )
     if len(there) == len(here) == 2 and there[0] == here[0]:
         narrow, wide = sorted((here, there))
         if narrow[1] and wide[1] % narrow[1] == 0:
             message += (
-                ': {} is the shape in an ordinary layer, and {} that in a '
-                'layer shared by {} blocks of its input. Load this file into '
-                'a Linear({}, {}), or load a file of the other kind'.format(
-                    wide, narrow, wide[1] // narrow[1], there[1], there[0]
-                )
+                f': {wide} is the shape in an ordinary layer, and {narrow} '
+                f'that in a layer shared by {wide[1] // narrow[1]} blocks of '
+                f'its input. Load this file into a Linear({there[1]}, '
+                f'{there[0]}), or load a file of the other kind'
             )
     raise ValueError(message)
 
@@ -194,9 +191,7 @@ class _FirstBlock(chainer.initializer.Initializer):
 def check_model(model: Any) -> None:
     """Raises an error if a model is not a link."""
     if not isinstance(model, chainer.Link):
-        raise TypeError(
-            'model must be a chainer.Link, but is {!r}'.format(model)
-        )
+        raise TypeError(f'model must be a chainer.Link, but is {model!r}')
 
 
 def _fit(here: Any, there: Any) -> bool:
@@ -288,19 +283,19 @@ class SharedLinear(Linear):
     """
 
     W: Parameter
-    b: Optional[Parameter]
+    b: Parameter | None
     order: Literal['interleaved'] | NdArray | None
 
     def __init__(
         self,
-        in_size: Optional[SupportsIndex],
-        out_size: Optional[SupportsIndex] = None,
+        in_size: SupportsIndex | None,
+        out_size: SupportsIndex | None = None,
         nobias: bool = False,
-        initialW: Optional[Initializer] = None,
-        initial_bias: Optional[Initializer] = None,
+        initialW: Initializer | None = None,
+        initial_bias: Initializer | None = None,
         *,
         common_num: SupportsIndex,
-        order: Optional[Order] = None,
+        order: Order | None = None,
     ) -> None:
         self.common_num = config.check_common_num(
             common_num, 'common_num of SharedLinear'
@@ -344,11 +339,11 @@ class SharedLinear(Linear):
     def from_params(  # type: ignore[override]  # common_num has no default
         cls,
         W: VariableOrArray,
-        b: Optional[VariableOrArray] = None,
+        b: VariableOrArray | None = None,
         nobias: bool = False,
         *,
         common_num: SupportsIndex,
-        order: Optional[Order] = None,
+        order: Order | None = None,
     ) -> SharedLinear:
         """Makes a link with given parameters.
 
@@ -389,14 +384,14 @@ class SharedLinear(Linear):
             raise ValueError('W must be initialized, but it is not')
         if array.ndim != 2 or array.dtype.kind != 'f':
             raise ValueError(
-                'W must be a float matrix, but its shape is {} and its dtype '
-                'is {}'.format(array.shape, array.dtype)
+                f'W must be a float matrix, but its shape is {array.shape} '
+                f'and its dtype is {array.dtype}'
             )
         out_size, k = array.shape
         if b is not None and b.size != out_size:
             raise ValueError(
-                'b must have {} elements, one for each row of W, but has '
-                '{}'.format(out_size, b.size)
+                f'b must have {out_size} elements, one for each row of W, but '
+                f'has {b.size}'
             )
         with chainer.using_config('dtype', array.dtype):
             return cls(
@@ -468,17 +463,15 @@ class SharedLinear(Linear):
             or link.common_num != self.common_num
         ):
             raise ValueError(
-                'cannot copy the parameters of {} to {}: both must be '
-                'SharedLinear, with the same common_num'.format(link, self)
+                f'cannot copy the parameters of {link} to {self}: both must '
+                'be SharedLinear, with the same common_num'
             )
         link._follow_W()
         for name, here, there in zip('Wb', self._shapes(), link._shapes()):
             if not _fit(here, there):
                 raise ValueError(
-                    'cannot copy the parameters of {} to {}: {} has the shape '
-                    '{} there, but {} here'.format(
-                        link, self, name, there, here
-                    )
+                    f'cannot copy the parameters of {link} to {self}: {name} '
+                    f'has the shape {there} there, but {here} here'
                 )
         super().copyparams(link, copy_persistent)
         if link.in_size is not None:
@@ -520,9 +513,7 @@ class SharedLinear(Linear):
         """
         if n_batch_axes < 1:
             raise ValueError(
-                'n_batch_axes must be at least 1, but is {}'.format(
-                    n_batch_axes
-                )
+                f'n_batch_axes must be at least 1, but is {n_batch_axes}'
             )
         batch_shape = x.shape[:n_batch_axes]
         columns = size_of_shape(x.shape[n_batch_axes:])
@@ -584,7 +575,7 @@ class SharedLinear(Linear):
             None if b is None else b.shape,
         )
 
-    def _read_inputs(self, serializer: Any) -> tuple[Optional[int], Any]:
+    def _read_inputs(self, serializer: Any) -> tuple[int | None, Any]:
         """Returns in_size and order, or raises an error if W does not fit."""
         W = serializer('W', None)
         b = None if self.b is None else serializer('b', None)
@@ -594,23 +585,21 @@ class SharedLinear(Linear):
         order = _read(serializer, 'order')
         if common_num is None or order is None:
             raise ValueError(
-                'cannot load a Linear, whose W has the shape {}, into a '
-                'SharedLinear. Load it into a Linear, then convert that: an '
-                'ordinary layer with chainer_shared_patch.share, one that '
-                'the patch shares with SharedLinear.from_params'.format(
-                    W.shape
-                )
+                f'cannot load a Linear, whose W has the shape {W.shape}, into '
+                'a SharedLinear. Load it into a Linear, then convert that: an '
+                'ordinary layer with chainer_shared_patch.share, one that the '
+                'patch shares with SharedLinear.from_params'
             )
         if not numpy.array_equal(common_num, self.common_num):
             raise ValueError(
-                'cannot load a SharedLinear with common_num {} into one with '
-                'common_num {}'.format(common_num, self.common_num)
+                f'cannot load a SharedLinear with common_num {common_num} '
+                f'into one with common_num {self.common_num}'
             )
         here, _ = self._shapes()
         if not _fit(here, W.shape):
             raise ValueError(
-                'cannot load a W of shape {} into a SharedLinear whose W has '
-                'the shape {}'.format(W.shape, here)
+                f'cannot load a W of shape {W.shape} into a SharedLinear '
+                f'whose W has the shape {here}'
             )
         if self.b is None and _read(serializer, 'b') is not None:
             raise ValueError(
@@ -619,8 +608,8 @@ class SharedLinear(Linear):
             )
         if self.b is not None and b is not None and b.shape != self.b.shape:
             raise ValueError(
-                'cannot load a b of shape {} into a SharedLinear whose b has '
-                'the shape {}'.format(b.shape, self.b.shape)
+                f'cannot load a b of shape {b.shape} into a SharedLinear '
+                f'whose b has the shape {self.b.shape}'
             )
         in_size = self.common_num * W.shape[1]
         if not order.size:

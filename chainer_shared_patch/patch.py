@@ -13,20 +13,20 @@ import contextlib
 import functools
 import os
 import threading
-from typing import Any, NamedTuple, Optional, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 import warnings
 
 from chainer_shared_patch import config, functions, links
+from chainer_shared_patch.functions import Method
 import chainer
 from chainer.functions.connection.linear import LinearFunction
 from chainer.links import Linear
-from chainer_shared_patch.functions import Method
 
 
 class _Replacement(NamedTuple):
     owner: Any
     name: str
-    original: Optional[Method]  # None if the owner inherits it
+    original: Method | None  # None if the owner inherits it
     ours: Method
 
     @property
@@ -133,8 +133,8 @@ def is_installed() -> bool:
 
 @contextlib.contextmanager
 def patched(
-    common_num: Optional[SupportsIndex] = None,
-    shared_algorithm: Optional[config.Algorithm] = None,
+    common_num: SupportsIndex | None = None,
+    shared_algorithm: config.Algorithm | None = None,
 ) -> Iterator[None]:
     """Installs the patch for the body of a ``with`` statement.
 
@@ -235,10 +235,9 @@ def _take_out() -> None:
     for each in _state.replacements:
         if each.current not in (each.original, each.ours):
             raise RuntimeError(
-                'cannot uninstall the patch: {}.{} has since been replaced by '
-                '{!r}; undo that first'.format(
-                    each.owner.__name__, each.name, each.current
-                )
+                'cannot uninstall the patch: '
+                f'{each.owner.__name__}.{each.name} has since been replaced '
+                f'by {each.current!r}; undo that first'
             )
     for each in _state.replacements:
         if each.original is not None:

@@ -11,6 +11,8 @@ import itertools
 import textwrap
 from typing import Any, NamedTuple, Union
 
+from chainer_shared_patch.functions import SharedLinearFunction
+from chainer_shared_patch.links import check_model
 import chainer
 from chainer.function_node import FunctionNode
 from chainer.functions.connection.convolution_2d import Convolution2DFunction
@@ -28,8 +30,6 @@ from chainer.link import Link
 from chainer.types import NdArray
 from chainer.utils import size_of_shape
 from chainer.utils.conv import get_conv_outsize
-from chainer_shared_patch.functions import SharedLinearFunction
-from chainer_shared_patch.links import check_model
 import numpy
 from tabulate import SEPARATING_LINE, tabulate
 
@@ -133,8 +133,8 @@ class Summary:
                 row.link,
                 _format_shape(row.output_shape),
                 row.common_num if row.common_num > 1 else '',
-                '{:,}'.format(row.parameters),
-                '{:,}'.format(row.dense_parameters),
+                f'{row.parameters:,}',
+                f'{row.dense_parameters:,}',
                 _abbreviate(row.multiply_adds),
             ]
             for row in self.rows
@@ -144,13 +144,13 @@ class Summary:
             '',
             '',
             '',
-            '{:,}'.format(self.parameters),
-            '{:,}'.format(self.dense_parameters),
+            f'{self.parameters:,}',
+            f'{self.dense_parameters:,}',
             _abbreviate(self.multiply_adds),
         ]
-        size = 'Size of the parameters: {:,} bytes'.format(self.nbytes)
+        size = f'Size of the parameters: {self.nbytes:,} bytes'
         if any(row.common_num > 1 for row in self.rows):
-            size += ' (dense: {:,} bytes)'.format(self.dense_nbytes)
+            size += f' (dense: {self.dense_nbytes:,} bytes)'
         else:
             for cells in (columns, *table, total):
                 del cells[3], cells[4]
@@ -160,7 +160,7 @@ class Summary:
             colalign=['left'] * 3 + ['right'] * (len(columns) - 3),
             disable_numparse=True,
         )
-        return '{}\n{}'.format(text, size)
+        return f'{text}\n{size}'
 
 
 def summary(model: Link, x: Any) -> Summary:
@@ -437,8 +437,8 @@ def _format_shape(shape: Any) -> str:
 def _abbreviate(number: int) -> str:
     """Formats a number; from a million on, with four digits and a unit."""
     if number < 10**6:
-        return '{:,}'.format(number)
-    mantissa, exponent = '{:.3e}'.format(number).split('e')
+        return f'{number:,}'
+    mantissa, exponent = f'{number:.3e}'.split('e')
     thousands, rest = divmod(int(exponent), 3)
     return '{:#.4g} {}'.format(
         float(mantissa) * 10**rest, ' kMGTPE'[thousands]

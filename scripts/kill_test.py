@@ -158,7 +158,7 @@ def kill_before_step(out, number, kill):
                 name = Path(path).relative_to(out).parts[0]
                 # Without the epoch, or the random end of a temporary name.
                 what = re.match('(tmp)?(snapshot|model|log|[a-z]*)', name)[2]
-                kill('before {} of {}'.format(event, what))
+                kill(f'before {event} of {what}')
 
     sys.addaudithook(hook)
 
@@ -168,7 +168,7 @@ def kill_before_step(out, number, kill):
 
 def is_running(pid):
     try:
-        stat = Path('/proc/{}/stat'.format(pid)).read_text()
+        stat = Path(f'/proc/{pid}/stat').read_text()
     except OSError:
         return False
     return stat.rpartition(')')[2].split()[0] != 'Z'
@@ -292,7 +292,7 @@ def find_difference(out, expected):
             or array.shape != other.shape
             or array.tobytes() != other.tobytes()
         ):
-            return '{} of model.npz differs'.format(name)
+            return f'{name} of model.npz differs'
     return None
 
 
@@ -355,11 +355,11 @@ def kill_trainings(kinds, draw, expected):
                 raise Failure('a continued training differs: ' + difference)
             if missed == MOST_MISSED:
                 raise Failure(
-                    'the kills ({}) come after the trainings have '
-                    'ended'.format(kinds[-1])
+                    f'the kills ({kinds[-1]}) come after the trainings have '
+                    'ended'
                 )
         except Failure as error:
-            raise Failure('{}; see {}'.format(error, job.directory)) from error
+            raise Failure(f'{error}; see {job.directory}') from error
         shutil.rmtree(job.directory)
     return trainings, kills
 
@@ -400,22 +400,22 @@ def main():
         kinds = [kind for kind in KINDS for _ in range(getattr(args, kind))]
         trainings, kills = kill_trainings(kinds, draw, undisturbed.out)
     except Failure as error:
-        sys.exit('kill_test.py: error: {}'.format(error))
+        sys.exit(f'kill_test.py: error: {error}')
     finally:
         shutil.rmtree(undisturbed.directory)
     for kind in KINDS:
-        print('{}: {}'.format(kind, getattr(args, kind)))
+        print(f'{kind}: {getattr(args, kind)}')
         for (other, moment, victims), number in sorted(kills.items()):
             if kind == other:
-                ranks = ', {} of {} ranks'.format(victims, args.ranks)
+                ranks = f', {victims} of {args.ranks} ranks'
                 print(
                     '  {:>3} {}{}'.format(
                         number, moment, ranks if args.ranks > 1 else ''
                     )
                 )
     print(
-        '{} trainings after {} kills: the weights are those of the '
-        'undisturbed one, bit for bit'.format(trainings, sum(kills.values()))
+        f'{trainings} trainings after {sum(kills.values())} kills: the '
+        'weights are those of the undisturbed one, bit for bit'
     )
 
 

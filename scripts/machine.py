@@ -21,4 +21,4 @@ def describe_machine():
             r'model name\s*: (.+)', Path('/proc/cpuinfo').read_text()
         )
         processor = models[0] if models else processor
-    return '{}, {} cores'.format(processor, count_cores())
+    return f'{processor}, {count_cores()} cores'

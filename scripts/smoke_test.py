@@ -95,10 +95,8 @@ def main(argv=None):
     check_conversion()
     check_command()
     print(
-        'chainer_shared_patch {} in {} works'.format(
-            chainer_shared_patch.__version__,
-            os.path.dirname(chainer_shared_patch.__file__),
-        )
+        f'chainer_shared_patch {chainer_shared_patch.__version__} in '
+        f'{os.path.dirname(chainer_shared_patch.__file__)} works'
     )
 
 

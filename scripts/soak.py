@@ -70,7 +70,7 @@ def check(what, actual, expected):
     """Raises an error unless all arrays are exactly equal."""
     for number, (a, e) in enumerate(zip(actual, expected), 1):
         if not numpy.array_equal(chainer.as_array(a), e):
-            raise Wrong('array {} of {} is wrong'.format(number, what))
+            raise Wrong(f'array {number} of {what} is wrong')
 
 
 def widen(W, n, order):
@@ -105,9 +105,7 @@ def step(random):
     x, W, b, gy = draw_layer(random, n)
     order = numpy.arange(x.shape[1])
     kind = random.choice(['function', 'link', 'double backward'])
-    what = 'a {} of {} {} by {} blocks, {}'.format(
-        kind, x.dtype, W.shape, n, algorithm
-    )
+    what = f'a {kind} of {x.dtype} {W.shape} by {n} blocks, {algorithm}'
     if kind == 'link':
         random.shuffle(order)
         link = SharedLinear.from_params(W, b, common_num=n, order=order)
@@ -269,20 +267,17 @@ def find_growth(samples, more):
     objects, files, kib = samples.T
     if (objects > objects[0]).any():
         types = ', '.join(
-            '{} {}'.format(number, kind.__name__)
-            for kind, number in more.most_common(3)
+            f'{number} {kind.__name__}' for kind, number in more.most_common(3)
         )
-        return '{:,} more objects: {}'.format(
-            objects.max() - objects[0], types
-        )
+        return f'{objects.max() - objects[0]:,} more objects: {types}'
     if (files > files[0]).any():
-        return '{:,} more open files'.format(files.max() - files[0])
+        return f'{files.max() - files[0]:,} more open files'
     quarter = len(kib) // 4
     growth = numpy.median(kib[-quarter:]) - numpy.median(
         kib[quarter : 2 * quarter]
     )
     if growth > KIB_TO_SPARE:
-        return '{:,.0f} KiB more memory in half of the run'.format(growth)
+        return f'{growth:,.0f} KiB more memory in half of the run'
     return None
 
 
@@ -307,7 +302,7 @@ def soak(steps, seed):
                 try:
                     run_cycle(seed, number, directory, originals)
                 except Wrong as error:
-                    return '{}, in cycle {}'.format(error, number)
+                    return f'{error}, in cycle {number}'
                 number += 1
             objects = None
             # Counting creates a few objects for good, and collecting frees
@@ -334,14 +329,14 @@ def main():
         type=int,
         default=2000,
         help='forward and backward passes after the warm-up, rounded up to '
-        'a multiple of {:,}'.format(STEPS_IN_CYCLE * SAMPLES),
+        f'a multiple of {STEPS_IN_CYCLE * SAMPLES:,}',
     )
     parser.add_argument(
         '--seed', type=int, default=0, help='seed for what each step computes'
     )
     args = parser.parse_args()
     if args.steps < 1:
-        parser.error('--steps must be at least 1, not {}'.format(args.steps))
+        parser.error(f'--steps must be at least 1, not {args.steps}')
     failure = soak(args.steps, args.seed)
     if failure:
         sys.exit('soak.py: error: ' + failure)

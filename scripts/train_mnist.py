@@ -24,6 +24,7 @@ import time
 import warnings
 
 import chainer_shared_patch
+from chainer_shared_patch.compat.mnist import read_directory
 import chainer
 from chainer import training
 from chainer.datasets._mnist_helper import preprocess_mnist
@@ -31,7 +32,6 @@ import chainer.functions as F
 import chainer.links as L
 from chainer.optimizers.adam import AdamRule
 from chainer.training import extensions
-from chainer_shared_patch.compat.mnist import read_directory
 import distributed
 import numpy
 
@@ -182,7 +182,7 @@ def integer(minimum, maximum=None, *others):
             raise argparse.ArgumentTypeError(
                 'must be an integer of at least {}{}{}, not {!r}'.format(
                     minimum,
-                    ' and at most {}'.format(maximum) if maximum else '',
+                    f' and at most {maximum}' if maximum else '',
                     ''.join(map(' or {}'.format, others)),
                     text,
                 )
@@ -309,8 +309,8 @@ def parse_args():
     started = distributed.count_started() or 1
     if started > 1 and not args.distributed:
         parser.error(
-            'mpiexec has started {} processes, which would all train the '
-            'same network; give --distributed'.format(started)
+            f'mpiexec has started {started} processes, which would all train '
+            'the same network; give --distributed'
         )
     if args.communicator and not args.distributed:
         parser.error('--communicator needs --distributed')
@@ -319,12 +319,12 @@ def parse_args():
     if args.unit % args.common_num:
         above = args.unit + -args.unit % args.common_num
         parser.error(
-            '--unit {} cannot be split into --common-num {} equal blocks; '
-            '--unit {} can'.format(args.unit, args.common_num, above)
+            f'--unit {args.unit} cannot be split into --common-num '
+            f'{args.common_num} equal blocks; --unit {above} can'
         )
     resumes_here = args.resume and not args.distributed
     if resumes_here and not os.path.isfile(args.resume):
-        parser.error('--resume: there is no file {}'.format(args.resume))
+        parser.error(f'--resume: there is no file {args.resume}')
     return args
 
 
@@ -334,9 +334,7 @@ def load_dataset(name):
         try:
             return (*chainer.datasets.get_fashion_mnist(), 'Fashion-MNIST')
         except Exception as error:  # of sockets, HTTP, gzip or NumPy
-            raise OSError(
-                'cannot get Fashion-MNIST: {}'.format(error)
-            ) from error
+            raise OSError(f'cannot get Fashion-MNIST: {error}') from error
     directory, description = name, 'the files in ' + name
     if name in ('auto', 'mnist'):
         try:
@@ -398,7 +396,7 @@ def remove_old_snapshots(trainer):
     # Chainer's n_retains would also remove a snapshot_epoch_1.bak.
     paths = find_snapshots(trainer.out)
     # The one just taken stays, even if others have times in the future.
-    last = 'snapshot_epoch_{}'.format(trainer.updater.epoch)
+    last = f'snapshot_epoch_{trainer.updater.epoch}'
     paths.sort(key=lambda path: os.path.basename(path) != last)
     for path in paths[2:]:
         with contextlib.suppress(FileNotFoundError):  # by another run
@@ -411,14 +409,14 @@ def check_reports(trainer):
     log = trainer.get_extension('LogReport').log
     rows = [[entry[key] for key in PrintReport.COLUMNS] for entry in log]
     if [row[0] for row in rows] != list(range(1, epoch + 1)) or not rows:
-        raise ValueError('its log is not that of {} epochs'.format(epoch))
+        raise ValueError(f'its log is not that of {epoch} epochs')
     for name in ('PlotReport', 'PlotReport_1'):
         extension = trainer.get_extension(name)
         for key in extension._y_keys:
             rows += [[x, y] for x, y in extension._data[key]]
     for number in (number for row in rows for number in row):
         if not isinstance(number, (int, float)):
-            raise ValueError('its log or plots contain {!r}'.format(number))
+            raise ValueError(f'its log or plots contain {number!r}')
         float(number)  # an integer may be too large
 
 
@@ -454,14 +452,13 @@ def load_snapshot(path, trainer, comm=distributed.ONE_RANK):
                 array = arrays[key]
                 if describe(array) != describe(parameter):
                     raise ValueError(
-                        'its {} is {}, that of this network {}'.format(
-                            key, describe(array), describe(parameter)
-                        )
+                        f'its {key} is {describe(array)}, that of this '
+                        f'network {describe(parameter)}'
                     )
                 if not numpy.isfinite(array).all():
-                    raise ValueError('its {} is not finite'.format(key))
+                    raise ValueError(f'its {key} is not finite')
         if others:
-            raise ValueError('this network has no {}'.format(min(others)))
+            raise ValueError(f'this network has no {min(others)}')
         order = arrays['updater/iterator:main/order']
         if len(order) != len(dataset):
             raise ValueError(
@@ -492,11 +489,11 @@ def load_snapshot(path, trainer, comm=distributed.ONE_RANK):
                 'extension.*/previous_epoch_detail', name
             )
             if is_trigger and array != detail:
-                raise ValueError('its {} is not {}'.format(name, detail))
+                raise ValueError(f'its {name} is not {detail}')
     except Exception as caught:  # whatever NumPy raises for other files
         reason = 'it lacks ' if isinstance(caught, KeyError) else ''
         reason += ' '.join(str(caught).split())
-        error = 'cannot resume from {}: {}'.format(path, reason)
+        error = f'cannot resume from {path}: {reason}'
     distributed.raise_on_all(comm, error)
     if comm.rank == 0:
         print('resumed from ' + path)
@@ -563,27 +560,24 @@ def print_summary(
         if name == 'l2':
             ordinary += (common_num - 1) * layer.W.size
         shape = '{} x {}'.format(*layer.W.shape)
-        print(row(name, shape, '{:,}'.format(number), '{:,}'.format(ordinary)))
+        print(row(name, shape, f'{number:,}', f'{ordinary:,}'))
         total += number
         ordinary_total += ordinary
-    print(
-        row('total', '', '{:,}'.format(total), '{:,}'.format(ordinary_total))
-    )
+    print(row('total', '', f'{total:,}', f'{ordinary_total:,}'))
     if comm.size > 1:
         # MPI has no float16: ChainerMN converts it.
         itemsize = max(4, model['l1'].W.dtype.itemsize)
         print()
         print(
-            'gradients          {:,} bytes per batch, ordinary {:,}'.format(
-                total * itemsize, ordinary_total * itemsize
-            )
+            f'gradients          {total * itemsize:,} bytes per batch, '
+            f'ordinary {ordinary_total * itemsize:,}'
         )
     last = trainer.get_extension('LogReport').log[-1]
     accuracy = last['validation/main/accuracy']
     print()
-    print('test accuracy      {:.4f}'.format(accuracy))
+    print(f'test accuracy      {accuracy:.4f}')
     seconds = last['elapsed_time'] / last['epoch']
-    print('seconds per epoch  {:.2f}'.format(seconds))
+    print(f'seconds per epoch  {seconds:.2f}')
     print('files written')
     for entry in sorted(os.scandir(trainer.out), key=lambda e: e.name):
         if entry.stat(follow_symlinks=False).st_mtime >= start:
@@ -591,7 +585,7 @@ def print_summary(
 
 
 def fail(error, comm=distributed.ONE_RANK):
-    message = 'train_mnist.py: error: {}\n'.format(error)
+    message = f'train_mnist.py: error: {error}\n'
     distributed.exit_all(comm, 1, message)
 
 
@@ -669,7 +663,7 @@ def make_trainer(
             extensions.PlotReport(
                 ['main/' + kind, 'validation/main/' + kind],
                 'epoch',
-                filename='{}.png'.format(kind),
+                filename=f'{kind}.png',
                 postprocess=functools.partial(label, description, kind),
             )
         )
@@ -710,11 +704,11 @@ def resume(args, make, comm):
             return trainer
         except ValueError as error:
             if comm.rank == 0:
-                sys.stderr.write('train_mnist.py: {}\n'.format(error))
+                sys.stderr.write(f'train_mnist.py: {error}\n')
     if snapshots:
         raise ValueError(
-            'no snapshot in {} can be used; give the options of the run that '
-            'wrote them, or start over without --autoload'.format(args.out)
+            f'no snapshot in {args.out} can be used; give the options of the '
+            'run that wrote them, or start over without --autoload'
         )
     trainer = make()
     if args.resume:
@@ -743,36 +737,34 @@ def main():
     size = comm.bcast_obj(len(train) if comm.rank == 0 else None)
     if args.batchsize > size:
         fail(
-            '--batchsize {} is larger than the training set of {:,} '
-            'images'.format(args.batchsize, size),
+            f'--batchsize {args.batchsize} is larger than the training set of '
+            f'{size:,} images',
             comm,
         )
     if args.batchsize % comm.size:
         above = args.batchsize + -args.batchsize % comm.size
         fail(
-            '--batchsize {} cannot be divided among {} ranks; '
-            '--batchsize {} can'.format(args.batchsize, comm.size, above),
+            f'--batchsize {args.batchsize} cannot be divided among '
+            f'{comm.size} ranks; --batchsize {above} can',
             comm,
         )
     network = '784 - {} - {} - 10, second layer {}'.format(
         args.unit,
         args.out_units,
-        'shared by {} blocks'.format(args.common_num)
+        f'shared by {args.common_num} blocks'
         if args.common_num > 1
         else 'not shared',
     )
     if comm.rank == 0:
         print(
-            'data: {:,} training and {:,} test images, {}'.format(
-                len(train), len(test), description
-            )
+            f'data: {len(train):,} training and {len(test):,} test images, '
+            f'{description}'
         )
         print('network: ' + network)
         if args.distributed:
             print(
-                'ranks: {}, each on {} images of a batch of {}'.format(
-                    comm.size, args.batchsize // comm.size, args.batchsize
-                )
+                f'ranks: {comm.size}, each on {args.batchsize // comm.size} '
+                f'images of a batch of {args.batchsize}'
             )
     chainer.global_config.common_num = args.common_num
 
@@ -803,7 +795,7 @@ def main():
         if comm.rank > 0:  # it writes nothing
             raise
         remove_unfinished_picture(args.out)
-        fail('cannot write to {}: {}'.format(args.out, error), comm)
+        fail(f'cannot write to {args.out}: {error}', comm)
     except KeyboardInterrupt:
         if comm.rank > 0:
             raise

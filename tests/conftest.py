@@ -57,7 +57,7 @@ def small(tmp_path_factory):
     sample = SCRIPTS / 'mnist_sample'
     for kind, n in (('train', 600), ('t10k', 200)):
         for name in ('images-idx3-ubyte', 'labels-idx1-ubyte'):
-            path = sample / '{}-{}.gz'.format(kind, name)
+            path = sample / f'{kind}-{name}.gz'
             content = gzip.decompress(path.read_bytes())
             header = 16 if 'images' in name else 8
             content = (

@@ -148,7 +148,7 @@ def assert_same_steps(actual, expected):
         try:
             assert_same(*pair)
         except AssertionError as error:
-            raise AssertionError('step {}'.format(step)) from error
+            raise AssertionError(f'step {step}') from error
 
 
 def tile(W, n=N):

@@ -79,7 +79,7 @@ def test_sum_blocks_keeps_long_double():
 
 @pytest.mark.parametrize('common_num', [3, 14, 0, -1])
 def test_sum_blocks_refuses_what_it_cannot_split(common_num):
-    message = r'\(2, 7\) and common_num is {}$'.format(common_num)
+    message = rf'\(2, 7\) and common_num is {common_num}$'
     with pytest.raises(ValueError, match=message):
         blocks.sum_blocks(numpy.zeros((2, 7), 'f'), common_num)
 
@@ -93,7 +93,7 @@ def test_tile_blocks_refuses_what_is_no_number_of_blocks(common_num):
 @pytest.mark.parametrize('length', [0, 3, 5, 8])
 def test_order_of_another_length(length):
     order = numpy.arange(length)
-    message = 'order must have 4 elements, .* has {}'.format(length)
+    message = f'order must have 4 elements, .* has {length}'
     with pytest.raises(ValueError, match=message):
         blocks.sum_blocks(numpy.zeros((3, 4)), 2, order=order)
     with pytest.raises(ValueError, match=message):

@@ -1180,7 +1180,7 @@ class TestErrors:
     @pytest.mark.parametrize('setting', ['common_num', 'order'])
     def test_paths_that_are_no_strings(self, setting):
         settings = {'common_num': 2, setting: {1: 2}}
-        message = '{} of share: paths must be strings .* 1$'.format(setting)
+        message = f'{setting} of share: paths must be strings .* 1$'
         with pytest.raises(TypeError, match=message):
             share(MLP(), **settings)
 
@@ -1203,7 +1203,7 @@ class TestErrors:
         if model is L.LSTM:
             model = SharedLinear(4, 4, common_num=2)
         with pytest.raises(
-            ValueError, match='this {} holds none'.format(type(model).__name__)
+            ValueError, match=f'this {type(model).__name__} holds none'
         ):
             share(model, 2)
 

@@ -70,7 +70,7 @@ def run(command, directory):
     if not python.exists():
         python.parent.mkdir()
         python.write_text(
-            '#!/bin/sh\nexec {} "$@"\n'.format(shlex.quote(sys.executable))
+            f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n'
         )
         python.chmod(0o755)
     result = subprocess.run(
@@ -85,7 +85,7 @@ def run(command, directory):
         encoding='utf-8',
         timeout=300,
     )
-    assert result.returncode == 0, '{}\n{}'.format(command, result.stderr)
+    assert result.returncode == 0, f'{command}\n{result.stderr}'
     return result.stdout
 
 
@@ -106,7 +106,7 @@ def test_every_block_is_run_or_says_why_not(page):
 def test_python(page, tmp_path):
     """The blocks of a page are one program, and print what it shows."""
     examples = read_examples(page, 'python')
-    end = "\nprint('{}')\n".format(SEPARATOR)
+    end = f"\nprint('{SEPARATOR}')\n"
     program = tmp_path / 'program.py'
     program.write_text(
         ''.join(code + end for code, _ in examples), encoding='utf-8'
@@ -121,7 +121,7 @@ def test_python(page, tmp_path):
 def find_commands(text):
     """Returns the commands of a console block, in which is nothing else."""
     commands = re.findall(r'^\$ ((?:.*\\\n)*.*)', text, re.M)
-    assert ''.join('$ {}\n'.format(each) for each in commands) == text
+    assert ''.join(f'$ {each}\n' for each in commands) == text
     return commands
 
 
@@ -153,7 +153,7 @@ def test_what_is_made_is_a_target_of_the_makefile(page):
     makefile = read(ROOT / 'Makefile')
     for target in re.findall(r'(?:`|\$ |=\S+ )make\s([a-z]\S+)', read(page)):
         target = target.strip('`.,;:)')
-        assert re.search('^{}:'.format(target), makefile, re.M), target
+        assert re.search(f'^{target}:', makefile, re.M), target
 
 
 def test_the_japanese_readme_has_the_same_code():
@@ -184,4 +184,4 @@ def test_links(page):
                 re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-')
                 for heading in headings
             }
-            assert anchor in slugs, '{}#{}'.format(path, anchor)
+            assert anchor in slugs, f'{path}#{anchor}'

@@ -306,6 +306,6 @@ def test_caffe_is_refused(tmp_path, random, layer):
         with pytest.raises(ValueError) as info:
             caffe.export(model, [x], str(tmp_path))
     message = str(info.value)
-    assert 'shared by {} blocks'.format(N) in message
+    assert f'shared by {N} blocks' in message
     assert str((OUT, K)) in message
     assert not list(tmp_path.iterdir())

@@ -1,13 +1,13 @@
 import tracemalloc
 
 from chainer_shared_patch import functions, patched, uninstall
+from chainer_shared_patch.config import ALGORITHMS
 import chainer
 from chainer.backends import intel64
 import chainer.functions as F
 from chainer.functions.connection.linear import LinearFunction
 import chainer.links as L
 from chainer.utils.type_check import InvalidType
-from chainer_shared_patch.config import ALGORITHMS
 import chainerx
 from hypothesis import given
 from hypothesis import strategies as st
@@ -212,8 +212,8 @@ class TestTypeCheck:
                 W,
                 None,
                 'x.shape[1] == 10 * W.shape[1]',
-                '{} != 10 * 100'.format(columns),
-                'x.shape is (32, {})'.format(columns),
+                f'{columns} != 10 * 100',
+                f'x.shape is (32, {columns})',
                 'W.shape is (900, 100)',
                 'LinearFunction',
             )

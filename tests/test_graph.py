@@ -28,7 +28,7 @@ from tests.helpers import (
 )
 
 pytestmark = pytest.mark.arithmetic
-LABEL = 'SharedLinearFunction (common_num={})'.format(N)
+LABEL = f'SharedLinearFunction (common_num={N})'
 
 
 class ReluChain(Chain):
@@ -60,7 +60,7 @@ def test_static_graph(random, algorithm, dtype):
         expected = forward_backward(tiled, x, weight)
         for a, e in zip(actual, expected):
             assert a.dtype == dtype
-            numpy.testing.assert_array_equal(a, e, 'step {}'.format(step))
+            numpy.testing.assert_array_equal(a, e, f'step {step}')
 
 
 def test_no_backprop_mode(random, algorithm):
@@ -200,9 +200,9 @@ def test_label(random, algorithm):
     with chainer.using_config('common_num', N):
         y = Chain()(random.randn(4, N * K))
     dump = computational_graph.build_computational_graph([y]).dump()
-    assert dump.count('label="{}"'.format(LABEL)) == 1
+    assert dump.count(f'label="{LABEL}"') == 1
     assert dump.count('label="LinearFunction"') == 1
-    assert '({}, {}), float64'.format(4, N * K) in dump
+    assert f'({4}, {N * K}), float64' in dump
 
 
 @pytest.fixture

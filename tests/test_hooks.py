@@ -50,7 +50,7 @@ class TestFunctionHooks:
             with PrintHook(file=output):
                 F.sum(chain(x)).backward()
         lines = output.getvalue().splitlines()
-        label = 'SharedLinearFunction (common_num={})'.format(N)
+        label = f'SharedLinearFunction (common_num={N})'
         # Once in forward, and once in backward.
         assert lines.count('function\t' + label) == 2
         assert lines.count('function\tLinearFunction') == 2

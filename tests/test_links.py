@@ -203,7 +203,7 @@ class TestLinksOfFullyConnectedLayers:
 
     def test_wrong_width(self, random, name):
         batch = random.randn(BATCH, TIME * (width(name) + 1))
-        message = re.escape('x.shape[1] == {} * W.shape[1]'.format(N))
+        message = re.escape(f'x.shape[1] == {N} * W.shape[1]')
         with chainer.using_config('common_num', N):
             with pytest.raises(InvalidType, match=message):
                 Unrolled(*LINKS[name])(batch)
@@ -295,7 +295,7 @@ class TestLinksThatAreNotShared:
 
         data = make_batches(random, columns=TIME * K, out_size=1)
         with chainer.using_config('common_num', N):
-            with pytest.raises(ValueError, match='{} != {}'.format(N * K, K)):
+            with pytest.raises(ValueError, match=f'{N * K} != {K}'):
                 make()(random.randn(BATCH, TIME * N * K))
             actual = iterate(make(), *data)
         uninstall()
@@ -524,11 +524,11 @@ class TestWeightsOfAnotherWidth:
         with pytest.raises(ValueError) as info:
             self.reload(tmp_path, source, target)
         for words in (
-            'cannot load a W of shape {}'.format(source.W.shape),
-            'whose W has the shape {}'.format(target.W.shape),
-            '{} is the shape in an ordinary layer'.format(dense.W.shape),
-            '{} that in a layer shared by'.format(shared.W.shape),
-            'by {} blocks'.format(N),
+            f'cannot load a W of shape {source.W.shape}',
+            f'whose W has the shape {target.W.shape}',
+            f'{dense.W.shape} is the shape in an ordinary layer',
+            f'{shared.W.shape} that in a layer shared by',
+            f'by {N} blocks',
             'Linear({}, {})'.format(*source.W.shape[::-1]),
         ):
             assert words in str(info.value)
@@ -538,8 +538,8 @@ class TestWeightsOfAnotherWidth:
         with pytest.raises(ValueError) as info:
             self.reload(tmp_path, L.Linear(5, OUT), L.Linear(3, OUT))
         message = str(info.value)
-        assert '{}'.format((OUT, 5)) in message
-        assert '{}'.format((OUT, 3)) in message
+        assert f'{(OUT, 5)}' in message
+        assert f'{(OUT, 3)}' in message
         assert 'shared' not in message
 
     def test_no_width_is_refused(self, tmp_path):

@@ -9,6 +9,8 @@ import sys
 import threading
 
 from chainer_shared_patch import SharedLinear, install, uninstall
+from chainer_shared_patch.config import check_divides
+from chainer_shared_patch.functions import shared_linear
 import chainer
 from chainer import (
     computational_graph,
@@ -20,8 +22,6 @@ import chainer.functions as F
 import chainer.links as L
 from chainer.serializers import load_npz, save_npz
 from chainer.utils.type_check import InvalidType
-from chainer_shared_patch.config import check_divides
-from chainer_shared_patch.functions import shared_linear
 import numpy
 import pytest
 
@@ -257,7 +257,7 @@ class TestWrongInput:
     def test_wrong_width(self, orders, patch, type_check, columns):
         # 2 * K is what a common_num of 2 would take.
         x = numpy.zeros((BATCH, columns))
-        message = re.escape('{} != {} * {}'.format(columns, N, K))
+        message = re.escape(f'{columns} != {N} * {K}')
         with chainer.using_config('type_check', type_check):
             with pytest.raises(InvalidType, match=message):
                 make_link(orders[0])(x)
@@ -290,7 +290,7 @@ class TestArguments:
         'common_num', [0, -1, 2.5, True, '10', None, numpy.nan]
     )
     def test_common_num(self, common_num):
-        message = 'common_num of SharedLinear .* {!r}$'.format(common_num)
+        message = f'common_num of SharedLinear .* {common_num!r}$'
         with pytest.raises(ValueError, match=message):
             SharedLinear(10, OUT, common_num=common_num)
         with pytest.raises(ValueError, match=message):
@@ -307,8 +307,9 @@ class TestArguments:
     def test_common_num_that_does_not_divide(
         self, in_size, common_num, nearby
     ):
-        message = 'in_size is {} and common_num is {}; try {}$'.format(
-            in_size, common_num, nearby
+        message = (
+            f'in_size is {in_size} and common_num is {common_num}; try '
+            f'{nearby}$'
         )
         with pytest.raises(ValueError, match=message):
             SharedLinear(in_size, OUT, common_num=common_num)
@@ -324,7 +325,7 @@ class TestArguments:
     @pytest.mark.parametrize('in_size', [0, -2])
     @pytest.mark.parametrize('order', [None, [0, 1]])
     def test_no_width(self, in_size, order):
-        message = 'in_size must be at least 1, but is {}$'.format(in_size)
+        message = f'in_size must be at least 1, but is {in_size}$'
         with pytest.raises(ValueError, match=message):
             SharedLinear(in_size, OUT, common_num=2, order=order)
 
@@ -840,7 +841,7 @@ class TestSerialization:
         )
         words = (
             'cannot load a Linear',
-            '{}'.format((OUT, columns)),
+            f'{(OUT, columns)}',
             'chainer_shared_patch.share',
             'SharedLinear.from_params',
         )
@@ -952,9 +953,7 @@ class TestSerialization:
             numpy.testing.assert_array_equal(target(x).array, source(x).array)
         with pytest.raises(InvalidType):
             target(x)
-        self.check_refused(
-            path, L.Linear(N * K, OUT), 'shared by {} blocks'.format(N)
-        )
+        self.check_refused(path, L.Linear(N * K, OUT), f'shared by {N} blocks')
 
     def test_linear_with_an_order_of_its_own(self, path):
         class Ordered(L.Linear):
@@ -1054,7 +1053,7 @@ def test_static_graph(random, algorithm, patch, orders, dtype):
         )
         for a, e in zip(actual, expected):
             assert a.dtype == dtype
-            numpy.testing.assert_array_equal(a, e, 'step {}'.format(step))
+            numpy.testing.assert_array_equal(a, e, f'step {step}')
 
 
 def test_label(random):

@@ -5,12 +5,12 @@ import copy
 import threading
 
 from chainer_shared_patch import SharedLinear
+from chainer_shared_patch.summary import summary
 import chainer
 from chainer.function_hooks import TimerHook
 import chainer.functions as F
 from chainer.link_hooks import SpectralNormalization
 import chainer.links as L
-from chainer_shared_patch.summary import summary
 import numpy
 import pytest
 
@@ -285,7 +285,7 @@ class TestLinks:
         layers = chainer.ChainList(*(L.Linear(4, 4) for _ in range(11)))
         model = Model(forward, layers=layers, before=L.Linear(4, 2))
         paths = [row.path for row in summary(model, zeros(1, 4)).rows]
-        expected = ['/layers/{}'.format(i) for i in range(11)]
+        expected = [f'/layers/{i}' for i in range(11)]
         assert paths == ['/', *expected, '/before']
 
     def test_link_called_three_times(self):

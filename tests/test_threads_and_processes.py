@@ -62,7 +62,7 @@ def test_children_inherit_the_environment(tmp_path, algorithm):
         check=True,
     ).stdout.splitlines()
     parent, *children = lines
-    assert parent.startswith("(7, '{}', (2, 3), ".format(algorithm))
+    assert parent.startswith(f"(7, '{algorithm}', (2, 3), ")
     assert children
     assert set(children) == {parent}
 

@@ -13,9 +13,9 @@ from chainer_shared_patch import (
     share,
     summary,
 )
+from chainer_shared_patch.links import Order
 import chainer
 import chainer.links as L
-from chainer_shared_patch.links import Order
 import numpy
 import pytest
 from typing_extensions import assert_type

@@ -4,9 +4,9 @@ from pathlib import Path
 import re
 
 import chainer_shared_patch  # noqa: F401
+from chainer_shared_patch.compat.mnist import read_directory
 import chainer
 from chainer.datasets._mnist_helper import preprocess_mnist
-from chainer_shared_patch.compat.mnist import read_directory
 import numpy
 import pytest
 

@@ -18,7 +18,7 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
-from typing import Any, Optional
+from typing import Any
 
 from packaging.version import Version
 
@@ -51,8 +51,8 @@ class Fix:
     since: str
     is_needed: Callable[[], bool]
     lend: Callable[[], Any] = contextlib.nullcontext
-    execute: Optional[Callable[[Any], None]] = None
-    apply: Optional[Callable[[Any], None]] = None
+    execute: Callable[[Any], None] | None = None
+    apply: Callable[[Any], None] | None = None
 
     def is_applied(self) -> bool:
         """Tells whether the module has been imported and fixed.
@@ -203,7 +203,7 @@ def _apply(fix: Fix, module: types.ModuleType) -> None:
 
 def _ask_others(
     fullname: str, path: Any, target: Any
-) -> Optional[importlib.machinery.ModuleSpec]:
+) -> importlib.machinery.ModuleSpec | None:
     for finder in list(sys.meta_path):
         if hasattr(finder, 'find_spec'):
             spec = finder.find_spec(fullname, path, target)
@@ -221,9 +221,9 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self,
         fullname: str,
-        path: Optional[Sequence[str]],
-        target: Optional[types.ModuleType] = None,
-    ) -> Optional[importlib.machinery.ModuleSpec]:
+        path: Sequence[str] | None,
+        target: types.ModuleType | None = None,
+    ) -> importlib.machinery.ModuleSpec | None:
         # Another finder may ask this one.
         if fullname not in _fixes or fullname in self._asked_for:
             return None

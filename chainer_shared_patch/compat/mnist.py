@@ -9,7 +9,7 @@ import hashlib
 import os
 import tempfile
 import time
-from typing import Any, Optional
+from typing import Any
 import zlib
 
 from chainer_shared_patch.compat.importing import Fix
@@ -47,7 +47,7 @@ DEADLINE = 300
 MAX_IMAGES = 1_000_000
 
 
-def read_idx(path: str, sha256: Optional[str] = None) -> numpy.ndarray:
+def read_idx(path: str, sha256: str | None = None) -> numpy.ndarray:
     """Reads MNIST's images or labels from an IDX file.
 
     Args:
@@ -64,7 +64,7 @@ def read_idx(path: str, sha256: Optional[str] = None) -> numpy.ndarray:
 
     """
     if not os.path.isfile(path):
-        raise ValueError('{} is not a regular file'.format(path))
+        raise ValueError(f'{path} is not a regular file')
     with open(path, 'rb') as file:
         is_gzipped = file.read(2) == b'\x1f\x8b'
     try:
@@ -80,16 +80,14 @@ def read_idx(path: str, sha256: Optional[str] = None) -> numpy.ndarray:
                 or header[8:] not in (b'', b'\0\0\0\x1c\0\0\0\x1c')
             ):
                 raise ValueError(
-                    '{} is not an IDX file of 1 to {:,} labels or 28 x 28 '
-                    'images: it begins with {!r}'.format(
-                        path, MAX_IMAGES, header
-                    )
+                    f'{path} is not an IDX file of 1 to {MAX_IMAGES:,} labels '
+                    f'or 28 x 28 images: it begins with {header!r}'
                 )
             size = shape[0] * 28 ** (len(shape) - 1)
             body = _read_at_most(file, size + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(
-            '{} is not a complete gzip file: {}'.format(path, error)
+            f'{path} is not a complete gzip file: {error}'
         ) from error
     if len(body) != size:
         raise ValueError(
@@ -100,16 +98,12 @@ def read_idx(path: str, sha256: Optional[str] = None) -> numpy.ndarray:
     array = numpy.frombuffer(body, numpy.uint8).reshape(shape)
     if array.ndim == 1 and array.max() > 9:
         raise ValueError(
-            '{} holds the label {}; only 0 to 9 are allowed'.format(
-                path, array.max()
-            )
+            f'{path} holds the label {array.max()}; only 0 to 9 are allowed'
         )
     actual = hashlib.sha256(header + body).hexdigest()
     if sha256 not in (None, actual):
         raise ValueError(
-            '{}: its content has the SHA-256 {} instead of {}'.format(
-                path, actual, sha256
-            )
+            f'{path}: its content has the SHA-256 {actual} instead of {sha256}'
         )
     return array
 
@@ -196,9 +190,7 @@ def retrieve(name: str, urls: Sequence[str] = ()) -> dict[str, numpy.ndarray]:
             raise ValueError('it does not hold images and labels of digits')
     except Exception as error:  # whatever NumPy makes of damaged bytes
         raise OSError(
-            '{} is damaged ({}); delete it to have it made again'.format(
-                path, error
-            )
+            f'{path} is damaged ({error}); delete it to have it made again'
         ) from error
     return pair
 
@@ -211,8 +203,8 @@ def _pair(
     )
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise ValueError(
-            'expected N images and N labels of {} in {}, but their shapes are '
-            '{} and {}'.format(kind, directory, images.shape, labels.shape)
+            f'expected N images and N labels of {kind} in {directory}, but '
+            f'their shapes are {images.shape} and {labels.shape}'
         )
     return {'x': images.reshape(-1, 784), 'y': labels}
 
@@ -226,7 +218,7 @@ def _read(directory: str, name: str) -> numpy.ndarray:
     for path in _paths(directory, name):
         return read_idx(path)
     raise FileNotFoundError(
-        'there is no {0} and no {0}.gz in {1}'.format(name, directory)
+        f'there is no {name} and no {name}.gz in {directory}'
     )
 
 
@@ -239,11 +231,11 @@ def _obtain(root: str, name: str) -> numpy.ndarray:
         except (OSError, ValueError) as error:
             failures.append(str(error))
     for mirror in MIRRORS:
-        url = '{}{}.gz'.format(mirror, name)
+        url = f'{mirror}{name}.gz'
         try:
             return _download(url, gzipped)
         except (OSError, ValueError) as error:
-            failures.append('{}: {}'.format(url, error))
+            failures.append(f'{url}: {error}')
     raise OSError(
         'no source has {}. Tried:\n  {}\nTo provide the data by hand, put '
         '{} into {}, each uncompressed or as .gz.'.format(
@@ -262,9 +254,7 @@ def _download(url: str, sha256: str) -> numpy.ndarray:
 
         def update(self, size: int) -> None:
             if time.monotonic() > end:
-                raise TimeoutError(
-                    'not complete after {} seconds'.format(DEADLINE)
-                )
+                raise TimeoutError(f'not complete after {DEADLINE} seconds')
 
         def reset(self) -> None:
             pass

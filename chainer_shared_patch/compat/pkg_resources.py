@@ -42,9 +42,7 @@ class WorkingSet:
                 raise ResolutionError(str(requirement)) from error
             if not requirement.specifier.contains(version, prereleases=True):
                 raise ResolutionError(
-                    '{} {} is not {}'.format(
-                        requirement.name, version, requirement
-                    )
+                    f'{requirement.name} {version} is not {requirement}'
                 )
 
 

@@ -105,7 +105,7 @@ def describe_run(device):
         'ATEN_CPU_CAPABILITY',
     ):
         if name in os.environ:
-            machine += ', {}={}'.format(name, os.environ[name])
+            machine += f', {name}={os.environ[name]}'
     if device.xp is not numpy:
         versions['cupy'] = device.xp.__version__
         properties = device.xp.cuda.runtime.getDeviceProperties(
@@ -181,7 +181,7 @@ def main():
             _, _, dataset = train_mnist.load_dataset(args.dataset)
             path.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError, ValueError) as error:
-        sys.exit('benchmark: error: {}'.format(error))
+        sys.exit(f'benchmark: error: {error}')
     if not args.render:
         if args.dataset == 'auto':
             args.dataset = 'mnist' if dataset == 'MNIST' else 'sample'
@@ -198,7 +198,7 @@ def main():
         names = ['performance/benchmark.json', *names]
     print('files written')
     for name in names:
-        print('  {}'.format(out / name))
+        print(f'  {out / name}')
 
 
 if __name__ == '__main__':

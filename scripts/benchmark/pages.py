@@ -30,15 +30,13 @@ def read_prose():
     before, begin, rest = PAGE.read_text(encoding='utf-8').partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError('{} lacks {} or {}'.format(PAGE, BEGIN, END))
+        raise ValueError(f'{PAGE} lacks {BEGIN} or {END}')
     return before, after
 
 
 def read_results(path):
     if not path.exists():
-        raise ValueError(
-            'there is no {}; run the benchmark to write it'.format(path)
-        )
+        raise ValueError(f'there is no {path}; run the benchmark to write it')
     return json.loads(path.read_text())
 
 
@@ -49,7 +47,7 @@ def write(results, prose, out):
 
         plots = plot(results, out / 'performance')
     except ImportError as error:
-        print('no plots: {}'.format(error))
+        print(f'no plots: {error}')
         plots = []
     plots = ['performance/' + name for name in plots]
     before, after = prose
@@ -77,7 +75,7 @@ def describe(results):
 
 
 def show(plots):
-    return ['![{}]({})'.format(Path(name).stem, name) for name in plots]
+    return [f'![{Path(name).stem}]({name})' for name in plots]
 
 
 def render_figures(results, plots):
@@ -107,7 +105,7 @@ def render_tables(results, plots=()):
         "rounds' ratios.",
         '## Contenders',
         make_table(
-            {'': '`{}`'.format(name), 'what it is': description}
+            {'': f'`{name}`', 'what it is': description}
             for name, (_, description) in {**CONTENDERS, **INFERENCES}.items()
         ),
         '## Targets',
@@ -142,7 +140,7 @@ def render_tables(results, plots=()):
             describe_kernels(row),
         ]
     for swept, rows in get_sweeps(results).items():
-        title = '## Forward and backward against {}'.format(swept)
+        title = f'## Forward and backward against {swept}'
         parts += [title, make_sweep_table(rows, swept)]
     parts += [
         '## Converting an ordinary layer with `share`',

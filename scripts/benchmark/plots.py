@@ -16,7 +16,7 @@ def plot(results, directory):
         names.append(name)
 
     for swept, rows in get_sweeps(results).items():
-        name = 'time_against_{}.png'.format(swept)
+        name = f'time_against_{swept}.png'
         save(name, plot_sweep, rows, swept)
     if results['sizes']:
         save('roofline.png', plot_roofline, results)
@@ -33,7 +33,7 @@ def plot_sweep(axes, rows, swept):
     axes.xaxis.set_major_formatter('{x:.0f}')
     axes.minorticks_off()
     fixed = {'batch_size': 'n = 8', 'common_num': 'batch of 128'}[swept]
-    axes.set_title('Linear of 4096 to 4096, {}, float32'.format(fixed))
+    axes.set_title(f'Linear of 4096 to 4096, {fixed}, float32')
     axes.set_xlabel(swept)
     axes.set_ylabel('forward + backward [ms]')
     axes.legend()

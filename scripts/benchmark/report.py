@@ -101,7 +101,7 @@ def get_nbytes(row, *sizes):
 def format_number(number):
     """Formats with three digits, or all of those before the point."""
     if number >= 1000:
-        return '{:.0f}'.format(number)
+        return f'{number:.0f}'
     return numpy.format_float_positional(
         number, 3, unique=False, fractional=False, trim='k'
     ).rstrip('.')
@@ -113,8 +113,8 @@ def format_target(number, sign, wanted):
         return number
     text = format_number(number)
     met = float(text) <= wanted if sign == '≤' else float(text) >= wanted
-    text += ' ({} {:.3g})'.format(sign, wanted)
-    return text if met else '**{} missed**'.format(text)
+    text += f' ({sign} {wanted:.3g})'
+    return text if met else f'**{text} missed**'
 
 
 def make_table(lines):
@@ -376,9 +376,9 @@ def describe_spread(results):
     factors = [max(each) / min(each) for each in samples if each is not None]
     spread = numpy.median(factors) if factors else 1
     sentence = (
-        "A contender's slowest round took {:.2f} times as long as its "
+        f"A contender's slowest round took {spread:.2f} times as long as its "
         'fastest, in the median over all contenders and sizes.'
-    ).format(spread)
+    )
     if spread > 1.5:
         sentence += ' **The machine was busy: do not trust these times.**'
     return sentence

@@ -75,7 +75,7 @@ def main():
         (images, labels), test, description = read_dataset(args.dataset)
         (out / 'runs').mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        sys.exit('compare_mnist: error: {}'.format(error))
+        sys.exit(f'compare_mnist: error: {error}')
     # Ends the other processes along with this one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     store = Store(out / 'runs', zlib.crc32(images) ^ zlib.crc32(test[0]))
@@ -112,7 +112,7 @@ def main():
     try:
         plots = write_plots(parts, records, args.seeds, out)
     except ImportError as error:
-        print('no figures: {}'.format(error))
+        print(f'no figures: {error}')
         plots = []
     text = render(args, description + '; ' + machine, tables, plots)
     sys.stdout.reconfigure(errors='replace')  # Not every locale has ±.
@@ -120,7 +120,7 @@ def main():
     (out / 'compare_mnist.md').write_text(text, encoding='utf-8')
     print('files written')
     for name in ('compare_mnist.md', *plots):
-        print('  {}'.format(out / name))
+        print(f'  {out / name}')
 
 
 if __name__ == '__main__':

@@ -67,7 +67,7 @@ def list_conversions(args):
 def list_hashednets(args):
     for divisor, (reported, *runs) in HASHEDNETS.items():
         budget = Run(SMALL).count_parameters() // divisor
-        label = {'budget': '{:,}'.format(budget)}
+        label = {'budget': f'{budget:,}'}
         cells = {'network': 'HashedNets', 'trained': str(reported)}
         yield {**label, **cells}, []
         for run in [*runs, make_smaller(Run(SMALL), budget)]:

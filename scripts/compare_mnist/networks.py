@@ -61,15 +61,15 @@ class Run:
         words = ['-'.join(map(str, self.sizes))]
         for i, (_, _, _, n, rank) in enumerate(self.layers, 1):
             if n > 1:
-                words.append('l{} shared by {}'.format(i, n))
+                words.append(f'l{i} shared by {n}')
             if rank:
-                words.append('l{} of rank {}'.format(i, rank))
+                words.append(f'l{i} of rank {rank}')
         if self.order != 'contiguous':
             words.append(self.order)
         if self.start:
-            words.append('from dense ({})'.format(self.start))
+            words.append(f'from dense ({self.start})')
         if self.dropout:
-            words.append('dropout {}'.format(self.dropout))
+            words.append(f'dropout {self.dropout}')
         return ', '.join(words)
 
 
@@ -91,7 +91,7 @@ def make_smaller(run, budget):
         )
         if smaller.count_parameters() <= budget:
             return smaller
-    raise ValueError('no network has only {} parameters'.format(budget))
+    raise ValueError(f'no network has only {budget} parameters')
 
 
 def make_order(name, n, seed):
@@ -127,13 +127,13 @@ class Network(chainer.Chain):
                 )
             else:
                 link = L.Linear(in_size, out_size, nobias)
-            self.add_link('l{}'.format(i), link)
+            self.add_link(f'l{i}', link)
 
     def forward(self, x):
         for i in range(1, self.depth):
-            x = F.relu(self['l{}'.format(i)](x))
+            x = F.relu(self[f'l{i}'](x))
             x = F.dropout(x, self.dropout)
-        return self['l{}'.format(self.depth)](x)
+        return self[f'l{self.depth}'](x)
 
 
 def factorize(link, rank):
@@ -154,7 +154,7 @@ def convert(model, run, images):
         return
     if run.start == 'svd':
         for i, rank in enumerate(run.rank, 1):
-            name = 'l{}'.format(i)
+            name = f'l{i}'
             if rank:
                 link = factorize(model[name], rank)
                 delattr(model, name)
@@ -167,11 +167,7 @@ def convert(model, run, images):
     calibrated = run.start == 'calibrated'
     chainer_shared_patch.share(
         model,
-        {
-            '/l{}'.format(i): n
-            for i, n in enumerate(run.common_num, 1)
-            if n > 1
-        },
+        {f'/l{i}': n for i, n in enumerate(run.common_num, 1) if n > 1},
         inputs=images[:CALIBRATION_SIZE] if calibrated else None,
         order=order,
         add_bias=calibrated,

@@ -99,11 +99,11 @@ def measure_speed(runs, images, labels, rounds, repeats):
     try:
         sizes, times = measure_onnx(runs, rounds, repeats)
     except ImportError as error:
-        print('ONNX was not measured: {}'.format(error))
+        print(f'ONNX was not measured: {error}')
         return columns
     for run, line in zip(runs, columns):
         line['ONNX bytes'] = sizes[run]
         for batch_size, seconds in times.items():
-            name = 'ms, batch of {}'.format(batch_size)
+            name = f'ms, batch of {batch_size}'
             line[name] = 1e3 * numpy.median(seconds[run])
     return columns

@@ -25,9 +25,7 @@ def summarize(records, run, seeds, epoch):
 
 def format_summary(records, run, seeds, epoch):
     mean, spread = summarize(records, run, seeds, epoch)
-    return '{:.2f}'.format(mean) + (
-        ' ± {:.2f}'.format(spread) if seeds > 1 else ''
-    )
+    return f'{mean:.2f}' + (f' ± {spread:.2f}' if seeds > 1 else '')
 
 
 def make_table(rows, records, seeds, speed):
@@ -38,16 +36,16 @@ def make_table(rows, records, seeds, speed):
             line['parameters'] = '{:,}'.format(records[run]['parameters'])
             epochs = {'trained': run.epochs}
             if run.start:
-                column = 'epoch {{}} at {:g}'.format(run.learning_rate)
+                column = f'epoch {{}} at {run.learning_rate:g}'
                 epochs = {column.format(e): e for e in (1, run.epochs)}
                 epochs = {'at once': 0, **epochs}
             for column, epoch in epochs.items():
                 line[column] = format_summary(records, run, seeds, epoch)
             for column, number in speed.get(run, {}).items():
                 line[column] = (
-                    '{:,}'.format(number)
+                    f'{number:,}'
                     if isinstance(number, int)
-                    else '{:.3g}'.format(number)
+                    else f'{number:.3g}'
                 )
         lines.append(line)
     return tabulate(lines, 'keys', 'pipe', disable_numparse=True)
@@ -68,7 +66,7 @@ def plot(axes, title, rows, records, seeds):
         axes.errorbar(
             *numpy.transpose(sorted(points)),
             fmt='o-' if trained else 'o:',
-            color='C{}'.format(names.index(name)),
+            color=f'C{names.index(name)}',
             capsize=3,
             label=name if trained else '_',
         )
@@ -97,7 +95,7 @@ def write_plots(parts, records, seeds, out):
             figure = Figure(layout='constrained')
             title, _ = PARTS[part]
             plot(figure.subplots(), title, parts[part], records, seeds)
-            names.append('{}.png'.format(part))
+            names.append(f'{part}.png')
             figure.savefig(out / names[-1])
     return names
 
@@ -118,5 +116,5 @@ def render(args, description, tables, plots):
     ]
     for part, table in tables.items():
         parts += ['## ' + PARTS[part][0], table]
-    parts += ['![{0}]({0})'.format(name) for name in plots]
+    parts += [f'![{name}]({name})' for name in plots]
     return '\n\n'.join(parts) + '\n'

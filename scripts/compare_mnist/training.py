@@ -47,7 +47,7 @@ class Store:
 
     def write(self, path, content):
         """Writes a file completely or not at all."""
-        temporary = path.with_suffix('.{}'.format(os.getpid()))
+        temporary = path.with_suffix(f'.{os.getpid()}')
         try:
             temporary.write_bytes(content)
             os.replace(temporary, path)
@@ -68,7 +68,7 @@ class Store:
         except FileNotFoundError:
             return None
         except Exception as error:  # whatever JSON, NumPy and check raise
-            print('{} is damaged and recomputed: {!r}'.format(path, error))
+            print(f'{path} is damaged and recomputed: {error!r}')
             return None
 
     def save_model(self, run, model):
@@ -143,7 +143,7 @@ def compute_missing(runs, store, dataset):
     records = {run: store.load_run(run) for run in runs}
     missing = [run for run in runs if not records[run]]
     there = len(runs) - len(missing)
-    print('{} of {} runs are already done'.format(there, len(runs)))
+    print(f'{there} of {len(runs)} runs are already done')
     sys.stdout.flush()
     begin = time.monotonic()
     total = left = sum(1 + run.epochs for run in missing)

@@ -122,7 +122,7 @@ def replay(name, paths):
     trial = Trial(targets.TARGETS[name], os.devnull, name)
     for path in paths:
         data = Path(path).read_bytes()
-        print('{}: {}'.format(path, trial.target(data, trial.directory.name)))
+        print(f'{path}: {trial.target(data, trial.directory.name)}')
 
 
 def keep(name, args):
@@ -139,7 +139,7 @@ def keep(name, args):
         digest = hashlib.sha1(content).hexdigest()[:12]
         (corpus / digest).write_bytes(content)
     size = sum(map(len, chosen))
-    print('{}: {} files, {:,} bytes'.format(name, len(chosen), size))
+    print(f'{name}: {len(chosen)} files, {size:,} bytes')
 
 
 def main():
@@ -178,9 +178,9 @@ def main():
             )
             total += report['inputs']
             findings += [(name, *finding) for finding in report['findings']]
-    print('{:,} inputs, {} findings'.format(total, len(findings)))
+    print(f'{total:,} inputs, {len(findings)} findings')
     for name, path, text in findings:
-        print('{}: {}\n  {}'.format(name, path, text))
+        print(f'{name}: {path}\n  {text}')
     sys.exit(bool(findings))
 
 

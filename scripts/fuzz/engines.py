@@ -51,9 +51,7 @@ class Trial:
             self.outcomes[self.target(data, self.directory.name)] += 1
         except (Exception, Hang, SystemExit) as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
-            where = '{}:{}'.format(
-                os.path.basename(frame.filename), frame.lineno
-            )
+            where = f'{os.path.basename(frame.filename)}:{frame.lineno}'
             kind = type(error).__name__, where
             self._keep(data, kind, error)
             self.outcomes['finding'] += 1
@@ -70,7 +68,7 @@ class Trial:
             os.remove(path)
         path = os.path.join(
             self.out,
-            '{}-{}'.format(self.name, hashlib.sha1(data).hexdigest()[:12]),
+            f'{self.name}-{hashlib.sha1(data).hexdigest()[:12]}',
         )
         with open(path, 'wb') as file:
             file.write(data)
@@ -88,7 +86,7 @@ class Trial:
 
 
 def _interrupt(*_):
-    raise Hang('it takes longer than {} seconds'.format(LIMIT))
+    raise Hang(f'it takes longer than {LIMIT} seconds')
 
 
 def _limit_memory():
@@ -289,13 +287,13 @@ def run_atheris(name, args, corpus, grown, send):
             file.write(content)
     arguments = [
         sys.argv[0],
-        '-seed={}'.format(args.seed or 2**32 - 1),  # 0 lets it choose
+        f'-seed={args.seed or 2**32 - 1}',  # 0 lets it choose
         '-max_len=8192',
         '-len_control=0',
         '-timeout=0',
         '-handle_alrm=0',
         '-rss_limit_mb=0',
-        '-artifact_prefix={}/{}-libfuzzer-'.format(args.out, name),
+        f'-artifact_prefix={args.out}/{name}-libfuzzer-',
         grown,
     ]
     atheris.Setup(arguments, run)
@@ -315,7 +313,7 @@ def run(engine, name, args):
     contents = read_corpus(corpus) if os.path.isdir(corpus) else []
     context = multiprocessing.get_context('spawn')
     receiver, sender = context.Pipe(duplex=False)
-    log = os.path.join(args.out, '{}-{}.log'.format(name, engine))
+    log = os.path.join(args.out, f'{name}-{engine}.log')
     process = context.Process(
         target=_work, args=(engine, name, args, contents, grown, sender, log)
     )
@@ -327,7 +325,7 @@ def run(engine, name, args):
         report = {'inputs': 0, 'outcomes': {}, 'seconds': 0, 'findings': []}
     process.join()
     if process.exitcode or not report['inputs']:
-        text = 'the engine ended with status {}'.format(process.exitcode)
+        text = f'the engine ended with status {process.exitcode}'
         report['findings'].append((log, text))
     return report
 

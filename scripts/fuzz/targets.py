@@ -24,12 +24,12 @@ import zlib
 
 import chainer_shared_patch
 from chainer_shared_patch import SharedLinear, __main__, config
+from chainer_shared_patch.compat import mnist
 import chainer
 import chainer.functions as F
 import chainer.links as L
 from chainer.training import extensions
 from chainer.utils.type_check import InvalidType
-from chainer_shared_patch.compat import mnist
 import numpy
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -492,7 +492,7 @@ def parse_options(data, directory):
         check(error.code in (0, 2), error)
         check(output.getvalue().startswith('usage: '), output.getvalue())
         check(error.code == 2 or {'-h', '--help'} & set(argv), argv)
-        return 'SystemExit({})'.format(error.code)
+        return f'SystemExit({error.code})'
     check(not output.getvalue(), output.getvalue())
     # What precedes the program, parsed in another way.
     position = 0

@@ -116,7 +116,7 @@ def test_namespaces_are_left_where_everything_is_broken():
         HIDE.format(names=REMOVED)
         + HIDE_FROM_FIND_SPEC.format(names=REMOVED)
         + NAMESPACES
-        + 'assert not set(sys.modules) & {!r}'.format(set(REMOVED))
+        + f'assert not set(sys.modules) & {set(REMOVED)!r}'
     )
 
 
@@ -264,10 +264,9 @@ def test_chainer_in_a_zip_file(tmp_path):
             for path in (root / package).rglob('*.py'):
                 file.write(path, path.relative_to(root))
     run(
-        'import sys; sys.path.insert(0, {!r})\n'
+        f'import sys; sys.path.insert(0, {archive!r})\n'
         'import chainer_shared_patch, chainer\n'
-        'assert chainer.__file__.startswith({!r})'.format(archive, archive)
-        + USE
+        f'assert chainer.__file__.startswith({archive!r})' + USE
     )
 
 

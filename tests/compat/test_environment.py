@@ -22,10 +22,10 @@ def run(folder, *command):
     ('name', 'version'), [('cupy-cuda12x', '14.2.0'), ('ideep4py', '3.1')]
 )
 def test_no_warning_of_another_version(tmp_path, name, version):
-    folder = tmp_path / '{}-{}.dist-info'.format(name, version)
+    folder = tmp_path / f'{name}-{version}.dist-info'
     folder.mkdir()
     (folder / 'METADATA').write_text(
-        'Metadata-Version: 2.1\nName: {}\nVersion: {}\n'.format(name, version)
+        f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n'
     )
     assert run(tmp_path, '-c', 'import chainer_shared_patch').stderr == ''
 

@@ -13,9 +13,9 @@ import time
 import tracemalloc
 
 import chainer_shared_patch  # noqa: F401
+from chainer_shared_patch.compat import mnist
 import chainer
 from chainer.dataset import download
-from chainer_shared_patch.compat import mnist
 import numpy
 import pytest
 
@@ -24,7 +24,7 @@ N = {'train': 30, 't10k': 20}
 
 def make_idx(array):
     header = struct.pack('>HBB', 0, 8, array.ndim)
-    shape = struct.pack('>{}I'.format(array.ndim), *array.shape)
+    shape = struct.pack(f'>{array.ndim}I', *array.shape)
     return header + shape + array.tobytes()
 
 
@@ -70,7 +70,7 @@ class Server:
             ('127.0.0.1', 0), Handler
         )
         self.server.daemon_threads = True
-        self.url = 'http://127.0.0.1:{}/'.format(self.server.server_port)
+        self.url = f'http://127.0.0.1:{self.server.server_port}/'
         threading.Thread(target=self.server.serve_forever).start()
 
     def close(self):
@@ -299,8 +299,8 @@ def test_wrong_file_put_there_by_hand(files, arrays, serve, root, use):
     use()
     with pytest.raises(OSError) as info:
         mnist.retrieve('train.npz')
-    assert '{}: its content has the SHA-256'.format(path) in str(info.value)
-    assert '{}.gz is not a regular file'.format(path) in str(info.value)
+    assert f'{path}: its content has the SHA-256' in str(info.value)
+    assert f'{path}.gz is not a regular file' in str(info.value)
     use(serve('good').url)
     assert_is(mnist.retrieve('train.npz'), arrays['train'])
 

@@ -5,9 +5,9 @@ import sys
 import threading
 
 import chainer_shared_patch  # noqa: F401
+from chainer_shared_patch.compat.processes import ForkingByDefault
 from chainer.iterators import MultiprocessIterator
 from chainer.training.extensions import snapshot_writers
-from chainer_shared_patch.compat.processes import ForkingByDefault
 import pytest
 
 

@@ -24,7 +24,7 @@ def test_ranks_train_as_one_process_and_send_less(mpiexec, tmp_path, ranks):
     assert result.returncode == 0, result.stderr
     sent = {}
     for rank in range(ranks):
-        with numpy.load(tmp_path / '{}.npz'.format(rank)) as file:
+        with numpy.load(tmp_path / f'{rank}.npz') as file:
             arrays = dict(file)
         for kind in train_layers.KINDS:
             W = train_layers.make_layer(kind).W.array

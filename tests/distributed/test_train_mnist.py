@@ -75,9 +75,7 @@ def test_ranks_train_as_one_process(mpiexec, tmp_path, small, ranks):
         CHAINER_DTYPE='float64',
     )
     assert result.returncode == 0, result.stderr
-    assert 'ranks: {}, each on {} images'.format(ranks, 100 // ranks) in (
-        result.stdout
-    )
+    assert f'ranks: {ranks}, each on {100 // ranks} images' in (result.stdout)
     assert result.stdout.count('network: ') == 1
     one = train(
         *(*args, tmp_path / 'one'),
@@ -94,7 +92,7 @@ def test_ranks_train_as_one_process(mpiexec, tmp_path, small, ranks):
     # to alpha / eps = 1e5 times as large; there are 12 steps.
     bound = 12 * 1e5 * 885 * 2**-53
     for rank in range(ranks):
-        actual = load(tmp_path / 'of-rank-{}'.format(rank))
+        actual = load(tmp_path / f'of-rank-{rank}')
         first = load(tmp_path / 'of-rank-0')
         for name, array in expected.items():
             array_of_rank = actual['predictor/' + name]

@@ -74,7 +74,7 @@ def main():
     results = {}
     for kind in KINDS:
         results[kind], results[kind + ' sent'] = train(kind, comm)
-    numpy.savez('{}/{}.npz'.format(sys.argv[1], comm.rank), **results)
+    numpy.savez(f'{sys.argv[1]}/{comm.rank}.npz', **results)
 
 
 if __name__ == '__main__':

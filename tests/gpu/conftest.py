@@ -21,7 +21,7 @@ def why_not():
         chainer.get_device(DEVICE).use()
         cuda.cupy.zeros(1).sum()
     except Exception as error:
-        return 'needs CuPy and a GPU: {}'.format(error)
+        return f'needs CuPy and a GPU: {error}'
     return ''
 
 

@@ -406,7 +406,7 @@ def test_which_sizes_have_targets(
         if number is None:
             assert targets[column] == 1
         else:
-            assert ' {})'.format(number) in targets[column]
+            assert f' {number})' in targets[column]
 
 
 def test_smallest_size_has_one_target(report, sizes):

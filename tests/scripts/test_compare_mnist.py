@@ -11,8 +11,8 @@ import time
 from types import SimpleNamespace
 
 import chainer_shared_patch  # noqa: F401
-import chainer
 from chainer_shared_patch.compat.mnist import read_directory
+import chainer
 import numpy
 import pytest
 
@@ -92,9 +92,9 @@ def test_tables_hold_what_was_computed(compared):
             and (n == 1 or file['key']['order'] == row['order'])
         )
         spread = abs(a - b) / 2**0.5
-        assert row['trained'] == '{:.2f} ± {:.2f}'.format((a + b) / 2, spread)
+        assert row['trained'] == f'{(a + b) / 2:.2f} ± {spread:.2f}'
         parameters = 784 // n * 1000 + 1000 + 10 * 1000 + 10
-        assert row['parameters'] == '{:,}'.format(parameters)
+        assert row['parameters'] == f'{parameters:,}'
 
 
 def test_fine_tuning(tmp_path, small):
@@ -110,13 +110,10 @@ def test_fine_tuning(tmp_path, small):
     )
     rows = read_rows(result.stdout)
     assert len(rows) == len(files) - 1 == 9
-    assert rows[0]['at once'] == '{:.2f}'.format(100 * dense[1])
+    assert rows[0]['at once'] == f'{100 * dense[1]:.2f}'
     for row in rows:
         assert {row['at once'], row['epoch 1 at 0.001']} in [
-            {
-                '{:.2f}'.format(100 * each)
-                for each in file['record']['accuracies']
-            }
+            {f'{100 * each:.2f}' for each in file['record']['accuracies']}
             for file in files
         ]
     assert (tmp_path / 'convert.png').exists()
@@ -143,7 +140,7 @@ def test_resuming(tmp_path, small, compared):
     assert result.returncode == 0, result.stderr
     assert '6 of 10 runs' in result.stdout
     for path in (truncated, others[0], model.with_suffix('.json')):
-        assert '{} is damaged'.format(path) in result.stdout
+        assert f'{path} is damaged' in result.stdout
     assert times == {path: path.stat().st_mtime_ns for path in times}
     result = compare(small, out, *args)
     assert '10 of 10 runs' in result.stdout
@@ -278,7 +275,7 @@ def test_order_of_patches(networks):
     image = numpy.arange(784).reshape(28, 28)
     for rows, columns in ((2, 2), (4, 2), (2, 4)):
         n = rows * columns
-        order = networks.make_order('{}x{}'.format(rows, columns), n, 0)
+        order = networks.make_order(f'{rows}x{columns}', n, 0)
         assert (numpy.sort(order) == numpy.arange(784)).all()
         first = order.reshape(n, -1)[:, 0]  # What uses column 0 of W.
         assert set(first) == set(image[:rows, :columns].ravel())

@@ -80,9 +80,7 @@ def test_the_same_stack_computes_the_same(recorded):
 def test_difference(recorded):
     output = run('compare', 'a', 'c', cwd=recorded, returncode=1)
     for call in ('MulConstant, forward', 'MulConstant, backward'):
-        assert (
-            '{}\n    tests/chainer_tests/test_some.py'.format(call) in output
-        )
+        assert f'{call}\n    tests/chainer_tests/test_some.py' in output
     assert 'Exp, forward' not in output
 
 

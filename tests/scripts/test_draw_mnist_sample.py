@@ -39,8 +39,8 @@ def test_drawing(tmp_path):
         }
         for name, array in (('images-idx3', x), ('labels-idx1', y)):
             header = struct.pack('>HBB', 0, 8, array.ndim)
-            header += struct.pack('>{}I'.format(array.ndim), *array.shape)
-            path = source / '{}-{}-ubyte'.format(kind, name)
+            header += struct.pack(f'>{array.ndim}I', *array.shape)
+            path = source / f'{kind}-{name}-ubyte'
             path.write_bytes(header + array.tobytes())
     outputs = [tmp_path / 'a', tmp_path / 'b']
     for out in outputs:

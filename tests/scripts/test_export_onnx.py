@@ -68,7 +68,7 @@ def test_export(tmp_path, random, options, dtype, bias, environment):
         model = onnx.load(str(path))
         shapes = [tuple(each.dims) for each in model.graph.initializer]
         assert (30, columns) in shapes
-        size = '{:,}'.format(path.stat().st_size)
+        size = f'{path.stat().st_size:,}'
         assert re.search(name + ' +' + size, result.stdout)
     assert re.findall('^ +(1|32) ', result.stdout, re.M) == ['1', '32']
 

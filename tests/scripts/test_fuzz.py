@@ -197,9 +197,9 @@ def test_defect_is_reported_and_replayed(targets, tmp_path):
     lines = result.stdout.splitlines()
     assert 'finding' in lines[1]
     (path,) = tmp_path.glob('linear-hypothesis-*')
-    assert 'linear: {}'.format(path) in lines
+    assert f'linear: {path}' in lines
     result = fuzz('linear', '--replay', path)
-    assert result.stdout == '{}: accepted\n'.format(path)
+    assert result.stdout == f'{path}: accepted\n'
     chainer_shared_patch.uninstall()
     with pytest.raises(AssertionError):
         targets.TARGETS['linear'](path.read_bytes(), str(tmp_path))

@@ -99,7 +99,7 @@ def test_stand_in(tmp_path, old, new, words):
     assert old in STAND_IN
     path = tmp_path / 'train.py'
     path.write_text(STAND_IN.replace(old, new) if old else STAND_IN)
-    code = 'kill_test.SCRIPT = {!r}\nkill_test.main()'.format(str(path))
+    code = f'kill_test.SCRIPT = {str(path)!r}\nkill_test.main()'
     args = ('--random', '1', '--snapshot', '2', '--step', '4')
     result = run(tmp_path, code, *args)
     if words is None:

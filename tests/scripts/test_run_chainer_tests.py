@@ -99,7 +99,7 @@ def test_common_num(tmp_path):
 def test_failing(tmp_path, name, listed, status):
     result = run(tmp_path, name, statement='numpy.no_such_name')
     assert result.returncode == status
-    line = '4 {}::TestFunction::test_label ({})'.format(name, listed)
+    line = f'4 {name}::TestFunction::test_label ({listed})'
     assert line in result.stdout
     assert "no attribute 'no_such_name'" in result.stdout
     number = 0 if listed == 'listed' else 4

@@ -125,7 +125,7 @@ def test_example_that_fails(run, row, expected, status):
     actual, output = run({'mnist/fails.py': FAILS}, rows)
     assert '  ' + expected in output
     assert ', chainer/utils/type_check.py:' in output
-    assert '1 failed ({} of them listed)'.format(1 - status) in output
+    assert f'1 failed ({1 - status} of them listed)' in output
     assert actual == status
 
 

@@ -9,7 +9,7 @@ SCRIPTS = Path(__file__).parents[2] / 'scripts'
 
 def soak(plant=''):
     """Runs the script on a tenth of its steps, with something planted."""
-    code = 'import os, soak\nsoak.SAMPLES = 8\n{}\nsoak.main()'.format(plant)
+    code = f'import os, soak\nsoak.SAMPLES = 8\n{plant}\nsoak.main()'
     return subprocess.run(
         [sys.executable, '-c', code, '--steps', '400'],
         cwd=str(SCRIPTS),

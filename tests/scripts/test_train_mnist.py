@@ -40,7 +40,7 @@ def make_dot(directory, commands):
     path = directory / 'dot'
     path.write_text(
         '#!/bin/sh\nPATH=/usr/bin:/bin\n'
-        'if [ "$1" = -Tpng ]; then {}; fi\n'.format(commands)
+        f'if [ "$1" = -Tpng ]; then {commands}; fi\n'
     )
     path.chmod(0o755)
     return str(directory)
@@ -112,7 +112,7 @@ def test_toggle_on_the_sample(tmp_path, environment, W_shape, total, graphviz):
         expected.insert(2, 'cg.png')
     assert sorted(os.listdir(tmp_path)) == expected
     for name in expected:
-        assert '  {}\n'.format(tmp_path / name) in result.stdout
+        assert f'  {tmp_path / name}\n' in result.stdout
 
 
 def test_resumed_training_is_the_uninterrupted_one(tmp_path, small):
@@ -235,7 +235,7 @@ def test_autoload_takes_the_newest_whole_snapshot(tmp_path, trained):
     evidence = tmp_path / 'evidence'
     words = {}
     whole = tmp_path / 'out' / 'snapshot_epoch_2'
-    paths = [whole.with_name('snapshot_epoch_{}'.format(n)) for n in range(90)]
+    paths = [whole.with_name(f'snapshot_epoch_{n}') for n in range(90)]
     damaged = iter(paths[50:])
     for arrays, reason in damage(load(whole), evidence):
         path = next(damaged)
@@ -268,7 +268,7 @@ def test_autoload_takes_the_newest_whole_snapshot(tmp_path, trained):
     assert len(lines) == len(words)
     # The newest is tried first.
     for line, (path, reason) in zip(reversed(lines), words.items()):
-        assert 'cannot resume from {}: '.format(path) in line
+        assert f'cannot resume from {path}: ' in line
         assert reason in line
     assert not evidence.exists()
     actual = load(tmp_path / 'out' / 'model.npz')
@@ -288,7 +288,7 @@ def test_no_whole_snapshot(tmp_path, trained):
     args += ('--out', path.parent, '-e', 3)
     result = train(*args, '--autoload')
     assert_fails(result, path.parent, 'without --autoload')
-    assert 'cannot resume from {}: '.format(path) in result.stderr
+    assert f'cannot resume from {path}: ' in result.stderr
     assert_fails(train(*args, '--resume', path), path, 'allow_pickle')
     assert not evidence.exists()
     assert os.listdir(path.parent) == [path.name]
@@ -342,7 +342,7 @@ def test_matplotlib_comes_between_two_runs(tmp_path, trained):
 def test_full_disk(tmp_path, trained, limit, unfinished):
     args, _ = trained
     result = train(*args, '-e', 1, '--out', tmp_path, limit=limit)
-    assert_fails(result, 'cannot write to {}: '.format(tmp_path))
+    assert_fails(result, f'cannot write to {tmp_path}: ')
     assert unfinished not in os.listdir(tmp_path)
     assert not [
         name
@@ -375,7 +375,7 @@ def test_failure_while_training(tmp_path, trained, commands, words):
     path = make_dot(tmp_path / 'bin', commands)
     out = tmp_path / 'out'
     result = train(*trained[0], '-e', 1, '--out', out, PATH=path)
-    assert_fails(result, 'cannot write to {}: '.format(out), words)
+    assert_fails(result, f'cannot write to {out}: ', words)
 
 
 def test_out_that_cannot_be_made(tmp_path, trained):
@@ -500,7 +500,7 @@ def test_progress_fits_80_columns(tmp_path, trained, terminal):
     keys = ['epoch', 'main/loss', 'validation/main/loss', 'main/accuracy']
     keys += ['validation/main/accuracy', 'elapsed_time']
     for row, entry in zip(rows, log):
-        assert row == ['{:g}'.format(entry[key]) for key in keys]
+        assert row == [f'{entry[key]:g}' for key in keys]
 
 
 @pytest.mark.parametrize('epochs', [1, 4])
@@ -573,11 +573,11 @@ def test_out_that_looks_like_an_option(tmp_path, trained):
     args = (*trained[0], '-e', 1, '--out=-x')
     code = (
         'import os, sys\n'
-        'sys.path.insert(0, {!r})\n'
-        'os.chdir({!r})\n'
+        f'sys.path.insert(0, {str(SCRIPTS)!r})\n'
+        f'os.chdir({str(tmp_path)!r})\n'
         'import train_mnist\n'
         'train_mnist.main()'
-    ).format(str(SCRIPTS), str(tmp_path))
+    )
     result = train(*args, start=('-c', code), PATH=path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / '-x' / 'model.npz').exists()
@@ -595,7 +595,7 @@ def test_options(tmp_path, small):
     assert model['l2/W'].shape == (7, 12)
     assert model['l2/b'].shape == (7,)
     assert model['l3/W'].shape == (10, 7)
-    assert 'the files in {}'.format(small) in result.stdout
+    assert f'the files in {small}' in result.stdout
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'float64'])
@@ -732,7 +732,7 @@ def test_every_test_image_weighs_the_same(tmp_path, small):
     W = numpy.tile(model['l2/W'], (1, 10))
     h = numpy.maximum(h @ W.T, 0) @ model['l3/W'].T + model['l3/b']
     right = numpy.count_nonzero(h.argmax(axis=1) == labels)
-    assert 'test accuracy      {:.4f}\n'.format(right / 200) in result.stdout
+    assert f'test accuracy      {right / 200:.4f}\n' in result.stdout
 
 
 def test_snapshot_of_now_stays(tmp_path, trained):
@@ -740,7 +740,7 @@ def test_snapshot_of_now_stays(tmp_path, trained):
     args, out = trained
     shutil.copytree(out, tmp_path / 'out')
     for number in (8, 9):
-        path = tmp_path / 'out' / 'snapshot_epoch_{}'.format(number)
+        path = tmp_path / 'out' / f'snapshot_epoch_{number}'
         path.write_bytes(b'nonsense')
         os.utime(path, (3e9 + number, 3e9 + number))
     result = train(*args, '-e', 3, '--out', tmp_path / 'out', '--autoload')
