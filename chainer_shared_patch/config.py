@@ -15,6 +15,7 @@ for all threads and ``chainer.config`` that of the current thread.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from typing import Any, Literal
 
@@ -26,26 +27,7 @@ ALGORITHMS: tuple[Algorithm, ...] = ('sum', 'tile')
 
 
 def check_common_num(value: Any, setting: str) -> int:
-    """Checks that a value can be a ``common_num``.
-
-    Args:
-        value (object): The value.
-        setting (str): Its name in the error message.
-
-    Returns:
-        int: The value.
-
-    Raises:
-        ValueError: If the value is not an integer of at least 1, Python's or
-            NumPy's.
-
-    .. admonition:: Example
-
-        >>> from chainer_shared_patch.config import check_common_num
-        >>> check_common_num(10, 'common_num of my_function')
-        10
-
-    """
+    """Returns a ``common_num``, or raises an error that names its setting."""
     if type(value) is int and value >= 1:  # fast, since every layer asks
         return value
     if (
@@ -60,67 +42,40 @@ def check_common_num(value: Any, setting: str) -> int:
     )
 
 
-def check_divides(common_num: int, in_size: int) -> None:
-    """Checks that a layer's input can be cut into equal blocks.
-
-    Args:
-        common_num (int): The number of blocks, at least 1.
-        in_size (int): The width of the input.
-
-    Raises:
-        ValueError: If ``in_size`` is less than 1, or ``common_num`` does not
-            divide it. The message names the nearest divisors.
-
-    .. admonition:: Example
-
-        >>> from chainer_shared_patch.config import check_divides
-        >>> check_divides(10, 1000)
-
-    """
+def check_divides(
+    common_num: int, in_size: int, setting: str = 'common_num'
+) -> None:
+    """Raises an error unless ``in_size`` can be cut into equal blocks."""
     if in_size < 1:
         raise ValueError(f'in_size must be at least 1, but is {in_size}')
     if in_size % common_num:
-        divisors = [n for n in range(1, in_size + 1) if in_size % n == 0]
-        nearby = [n for n in divisors if n < common_num][-1:]
-        nearby += [n for n in divisors if n > common_num][:1]
+        divisors = {
+            divisor
+            for i in range(1, math.isqrt(in_size) + 1)
+            if in_size % i == 0
+            for divisor in (i, in_size // i)
+        }
+        nearby = {
+            max(n for n in divisors if n <= common_num),
+            min((n for n in divisors if n >= common_num), default=in_size),
+        }
         raise ValueError(
-            'common_num must divide in_size, but in_size is {} and '
-            'common_num is {}; try {}'.format(
-                in_size,
-                common_num,
-                '{} or {}'.format(*nearby)
-                if len(nearby) == 2
-                else '{}'.format(*nearby),
-            )
+            f'{setting} must divide in_size, but in_size is {in_size} and '
+            f'common_num is {common_num}; try '
+            + ' or '.join(map(str, sorted(nearby)))
         )
 
 
 def check_order(
     order: Any,
     in_size: int | None,
-    names: str = "None, 'interleaved'",
+    others: str = "None, 'interleaved'",
+    setting: str = 'order',
 ) -> numpy.ndarray:
-    """Checks that a value is a permutation.
+    """Returns a copy of an order as int64, or raises an error.
 
-    Args:
-        order (object): The value.
-        in_size (int): The length that it must have. If ``None``, it may have
-            any.
-        names (str): What else may be given instead, for the error message.
-
-    Returns:
-        numpy.ndarray: A copy, of shape ``(in_size,)`` and dtype int64.
-
-    Raises:
-        ValueError: If the value is not a permutation of the integers below
-            its length.
-
-    .. admonition:: Example
-
-        >>> from chainer_shared_patch.config import check_order
-        >>> check_order([2, 0, 1], 3)
-        array([2, 0, 1])
-
+    It must be a permutation, of any length if ``in_size`` is ``None``. The
+    error message names what else may be given instead.
     """
     order = chainer.as_array(order)
     if isinstance(order, chainer.backends.cuda.ndarray):
@@ -138,37 +93,15 @@ def check_order(
             return array.astype(numpy.int64)
         missing = numpy.setdiff1d(everything, array)
         mistake = f'{missing[0]} is missing'
+    below = 'in_size' if in_size is None else f'in_size, {in_size}'
     raise ValueError(
-        'order must be {} or a permutation of the integers below in_size{}, '
-        'but {}'.format(
-            names,
-            '' if in_size is None else f', {in_size}',
-            mistake,
-        )
+        f'{setting} must be {others} or a permutation of the integers below '
+        f'{below}, but {mistake}'
     )
 
 
 def parse_common_num(text: str, setting: str) -> int:
-    """Reads a ``common_num`` from a string.
-
-    Args:
-        text (str): The string.
-        setting (str): Its name in the error message.
-
-    Returns:
-        int: The number.
-
-    Raises:
-        ValueError: If the string is not an integer of at least 1, in ASCII
-            digits alone.
-
-    .. admonition:: Example
-
-        >>> from chainer_shared_patch.config import parse_common_num
-        >>> parse_common_num('10', '--common-num')
-        10
-
-    """
+    """Returns the ``common_num`` that a string of ASCII digits holds."""
     value: Any = text
     if text.isascii() and text.isdigit():
         with contextlib.suppress(ValueError):  # for thousands of digits
@@ -177,71 +110,21 @@ def parse_common_num(text: str, setting: str) -> int:
 
 
 def check_shared_algorithm(value: Any, setting: str) -> Algorithm:
-    """Checks that a value is the name of an algorithm.
-
-    Args:
-        value (object): The value.
-        setting (str): Its name in the error message.
-
-    Returns:
-        str: The value.
-
-    Raises:
-        ValueError: If the value is neither ``'sum'`` nor ``'tile'``.
-
-    .. admonition:: Example
-
-        >>> from chainer_shared_patch.config import check_shared_algorithm
-        >>> check_shared_algorithm('tile', '--algorithm')
-        'tile'
-
-    """
+    """Returns an algorithm's name, or raises an error."""
     if isinstance(value, str) and value in ALGORITHMS:
         return value
     raise ValueError(f"{setting} must be 'sum' or 'tile', but it is {value!r}")
 
 
 def get_common_num() -> int:
-    """Returns the current thread's ``chainer.config.common_num``.
-
-    Returns:
-        int: The number of input blocks that share a weight.
-
-    Raises:
-        ValueError: If it is not an integer of at least 1.
-
-    .. admonition:: Example
-
-        >>> import chainer
-        >>> from chainer_shared_patch.config import get_common_num
-        >>> with chainer.using_config('common_num', 10):
-        ...     get_common_num()
-        10
-
-    """
+    """Returns the current thread's ``chainer.config.common_num``."""
     return check_common_num(
         chainer.config.common_num, 'chainer.config.common_num'
     )
 
 
 def get_shared_algorithm() -> Algorithm:
-    """Returns the current thread's ``chainer.config.shared_algorithm``.
-
-    Returns:
-        str: ``'sum'`` or ``'tile'``.
-
-    Raises:
-        ValueError: If it is neither.
-
-    .. admonition:: Example
-
-        >>> import chainer
-        >>> from chainer_shared_patch.config import get_shared_algorithm
-        >>> with chainer.using_config('shared_algorithm', 'tile'):
-        ...     get_shared_algorithm()
-        'tile'
-
-    """
+    """Returns the current thread's ``chainer.config.shared_algorithm``."""
     return check_shared_algorithm(
         chainer.config.shared_algorithm, 'chainer.config.shared_algorithm'
     )
@@ -254,20 +137,6 @@ def read_environment() -> bool:
 
     Returns:
         bool: Whether importing the plugin installs the patch.
-
-    Raises:
-        ValueError: If a variable has an invalid value. The message names the
-            variable and the allowed values.
-
-    .. admonition:: Example
-
-        >>> import os
-        >>> from chainer_shared_patch.config import read_environment
-        >>> before = os.environ.pop('CHAINER_SHARED_PATCH', None)
-        >>> read_environment()
-        True
-        >>> if before is not None:
-        ...     os.environ['CHAINER_SHARED_PATCH'] = before
 
     """
     # Chainer's GlobalConfig declares its own settings only.

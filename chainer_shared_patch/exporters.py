@@ -79,16 +79,7 @@ def convert_shared_linear(params: Any) -> Any:
 
 
 def _add_converter(mapping: Any) -> None:
-    convert_linear = mapping.converters['LinearFunction']
-
-    # Subclasses of LinearFunction can have this name too, shared or not.
-    def convert(params: Any) -> Any:
-        if isinstance(params.func, SharedLinearFunction):
-            return convert_shared_linear(params)
-        return convert_linear(params)
-
-    for name in ('LinearFunction', 'SharedLinearFunction'):
-        mapping.converters[name] = convert
+    mapping.converters['SharedLinearFunction'] = convert_shared_linear
 
 
 def _refuse_shared_layers(caffe: Any) -> None:

@@ -1,4 +1,4 @@
-"""The arithmetic of a shared layer, and what replaces Chainer's methods.
+"""The arithmetic of a shared layer.
 
 With ``n = common_num``, ``k = in_size / n`` and the blocks
 :math:`x_j = x_{:, jk:(j+1)k}` of the input, a shared layer computes
@@ -20,8 +20,6 @@ definition: it builds the wide weight and multiplies by it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-import functools
 from typing import Any, Union
 
 from chainer_shared_patch import blocks, config
@@ -31,12 +29,11 @@ from chainer.functions.array.cast import Cast
 from chainer.functions.connection import linear
 from chainer.functions.math.sum import Sum
 from chainer.graph_optimizations import static_code
-from chainer.types import NdArray, Shape
+from chainer.types import NdArray
 from chainer.utils import type_check
 from chainer.variable import Variable
 import numpy
 
-Method = Callable[..., Any]
 # What Chainer's functions take.
 VariableOrArray = Union[Variable, NdArray]
 
@@ -44,12 +41,11 @@ VariableOrArray = Union[Variable, NdArray]
 class SharedLinearFunction(linear.LinearFunction):
     """A ``LinearFunction`` whose weight the blocks of the input share.
 
-    Under the patch, a ``LinearFunction`` becomes one when its forward pass
-    finds that its layer is shared. From then on the node carries all that it
-    needs: it no longer depends on the configuration or on the patch. Hooks,
-    graphs and exporters see a shared layer.
+    Under the patch, the ``LinearFunction`` of a shared layer becomes one
+    before it runs. Its backward pass then depends neither on the configuration
+    nor on the patch, and hooks, graphs and exporters see a shared layer.
 
-    Attributes:
+    Args:
         common_num (int): The number of blocks.
         shared_algorithm (str): ``'sum'`` or ``'tile'``.
         order (array): The order in which the columns of the input form the
@@ -70,10 +66,17 @@ class SharedLinearFunction(linear.LinearFunction):
 
     """
 
-    common_num: int
-    shared_algorithm: str
-    order: NdArray | None = None
     _summed_x: NdArray
+
+    def __init__(
+        self,
+        common_num: int,
+        shared_algorithm: config.Algorithm,
+        order: NdArray | None = None,
+    ) -> None:
+        self.common_num = common_num
+        self.shared_algorithm = shared_algorithm
+        self.order = order
 
     @property
     def label(self) -> str:
@@ -81,6 +84,8 @@ class SharedLinearFunction(linear.LinearFunction):
         return f'SharedLinearFunction (common_num={self.common_num})'
 
     def check_type_forward(self, in_types: Any) -> None:
+        n_in = in_types.size()
+        type_check.expect(n_in >= 2, n_in <= 3)
         x_type, W_type = in_types[:2]
         type_check._argname((x_type, W_type), ('x', 'W'))
         type_check.expect(
@@ -89,15 +94,16 @@ class SharedLinearFunction(linear.LinearFunction):
             x_type.ndim == 2,
             W_type.ndim == 2,
         )
-        x_shape, W_shape = _shapes(in_types)
-        if x_shape[1] != self.common_num * W_shape[1]:
+        n = self.common_num
+        x_shape = type_check.eval(x_type.shape)
+        W_shape = type_check.eval(W_type.shape)
+        if x_shape[1] != n * W_shape[1]:
             raise type_check.InvalidType(
-                f'x.shape[1] == {self.common_num} * W.shape[1]',
-                f'{x_shape[1]} != {self.common_num} * {W_shape[1]} (x.shape '
-                f'is {x_shape}, W.shape is {W_shape})',
+                f'x.shape[1] == {n} * W.shape[1]',
+                f'{x_shape[1]} != {n} * {W_shape[1]} '
+                f'(x.shape is {x_shape}, W.shape is {W_shape})',
             )
-        type_check.expect(in_types.size() <= 3)
-        if len(in_types) == 3:
+        if type_check.eval(n_in) == 3:
             b_type = in_types[2]
             type_check._argname((b_type,), ('b',))
             type_check.expect(
@@ -111,11 +117,12 @@ class SharedLinearFunction(linear.LinearFunction):
 
     def forward(self, inputs: tuple[NdArray, ...]) -> tuple[NdArray, ...]:
         if not chainer.config.type_check:
+            # Of other widths, it would compute something else.
             with type_check.get_function_check_context(self):
                 self.check_type_forward(
                     type_check.get_types(inputs, 'in_types', False)
                 )
-        x, W = inputs[:2]
+        x, W, *b = inputs
         if self.shared_algorithm == 'sum':
             (x,) = _static_sum_blocks(
                 self.common_num, W.dtype, self.order, inputs=[x]
@@ -125,7 +132,7 @@ class SharedLinearFunction(linear.LinearFunction):
             (W,) = _static_tile_blocks(self.common_num, self.order, inputs=[W])
         # x and W now fit each other, so Chainer's own method takes over. The
         # indexes that it retains are those of the whole x and the narrow W.
-        (y,) = super().forward((x, W) + inputs[2:])
+        (y,) = super().forward((x, W, *b))
         if y.dtype != inputs[0].dtype:
             (y,) = _static_cast(inputs[0].dtype, inputs=[y])
         return (y,)
@@ -133,60 +140,52 @@ class SharedLinearFunction(linear.LinearFunction):
     def backward(
         self, indexes: tuple[int, ...], grad_outputs: tuple[Variable, ...]
     ) -> list[Variable]:
+        n, order = self.common_num, self.order
+        x: Any
+        W: Any
         x, W = self.get_retained_inputs()
-        gy = chainer.as_variable(grad_outputs[0])
-        # Otherwise arrays suffice: nothing looks at the functions.
-        if (
+        gy: Any = chainer.as_variable(grad_outputs[0])
+        run = _apply
+        if not (
             chainer.config.enable_backprop
             or chainer.config.schedule_func is not None  # a static graph
             or chainer.is_debug()
         ):
-            return self._backward(indexes, x, W, gy, _apply)
-        arrays = x.array, W.array, gy.array
-        return [
-            chainer.as_variable(gradient)
-            for gradient in self._backward(indexes, *arrays, _forward)
-        ]
+            # Without a graph, arrays suffice, which takes less time.
+            x, W, gy = x.array, W.array, gy.array
+            run = _forward
 
-    def _backward(
-        self,
-        indexes: tuple[int, ...],
-        x: VariableOrArray,
-        W: VariableOrArray,
-        gy: VariableOrArray,
-        run: Method,
-    ) -> list[Any]:
-        n, order = self.common_num, self.order
-        summing = self.shared_algorithm == 'sum'
+        def cast(array: Any, dtype: numpy.dtype[Any]) -> Any:
+            return array if array.dtype == dtype else run(Cast(dtype), array)
 
-        def cast(x: Any, dtype: numpy.dtype[Any]) -> Any:
-            return x if x.dtype == dtype else run(Cast(dtype), x)
-
-        ret = []
+        grads = []
         with chainer.using_config('use_ideep', self._config_use_ideep):
-            if 0 in indexes:
-                if summing:
+            if self.shared_algorithm == 'sum':
+                if 0 in indexes:
                     # The gradient of this is a sum of blocks.
                     wide_gy = cast(gy, blocks.sum_dtype(gy))
                     gx = run(linear.LinearGradData(), W, wide_gy)
                     gx = run(blocks.TileBlocks(n, order), gx)
-                else:
+                    grads.append(cast(gx, x.dtype))
+                if 1 in indexes:
+                    summed_x = self._summed_x
+                    if chainer.config.enable_backprop:
+                        # What forward kept is not part of the graph of x.
+                        summed_x = run(blocks.SumBlocks(n, W.dtype, order), x)
+                    gW = run(linear.LinearGradWeight(W.dtype), summed_x, gy)
+                    grads.append(cast(gW, W.dtype))
+            else:
+                if 0 in indexes:
                     tiled_W = run(blocks.TileBlocks(n, order), W)
                     gx = run(linear.LinearGradData(), tiled_W, gy)
-                ret.append(cast(gx, x.dtype))
-            if 1 in indexes:
-                if summing and chainer.config.enable_backprop:
-                    # What forward kept is not part of the graph of x.
-                    x = run(blocks.SumBlocks(n, W.dtype, order), x)
-                elif summing:
-                    x = self._summed_x
-                gW = run(linear.LinearGradWeight(W.dtype), x, gy)
-                if not summing:
-                    gW = run(blocks.SumBlocks(n, W.dtype, order), gW)
-                ret.append(cast(gW, W.dtype))
+                    grads.append(cast(gx, x.dtype))
+                if 1 in indexes:
+                    tiled_gW = run(linear.LinearGradWeight(W.dtype), x, gy)
+                    gW = run(blocks.SumBlocks(n, W.dtype, order), tiled_gW)
+                    grads.append(cast(gW, W.dtype))
             if 2 in indexes:
-                ret.append(run(Sum(axis=0), gy))
-        return ret
+                grads.append(run(Sum(axis=0), gy))
+        return [chainer.as_variable(grad) for grad in grads]
 
 
 def _apply(function: FunctionNode, *inputs: VariableOrArray) -> Any:
@@ -195,6 +194,34 @@ def _apply(function: FunctionNode, *inputs: VariableOrArray) -> Any:
 
 def _forward(function: FunctionNode, *inputs: NdArray) -> Any:
     return function.forward(inputs)[0]
+
+
+# A static graph reruns only static code, and follows only the arrays that are
+# inputs or outputs of static code.
+
+
+@static_code
+def _static_sum_blocks(
+    common_num: int,
+    dtype: numpy.dtype[Any],
+    order: NdArray | None,
+    inputs: list[NdArray],
+) -> tuple[NdArray]:
+    return (blocks.sum_blocks(inputs[0], common_num, dtype, order),)
+
+
+@static_code
+def _static_tile_blocks(
+    common_num: int, order: NdArray | None, inputs: list[NdArray]
+) -> tuple[NdArray]:
+    return (blocks.tile_blocks(inputs[0], common_num, order),)
+
+
+@static_code
+def _static_cast(
+    dtype: numpy.dtype[Any], inputs: list[NdArray]
+) -> tuple[NdArray]:
+    return (inputs[0].astype(dtype),)
 
 
 def shared_linear(
@@ -248,11 +275,11 @@ def shared_linear(
 
     """
     common_num = config.check_common_num(
-        common_num, 'common_num of shared_linear'
+        common_num, 'shared_linear(): common_num'
     )
     if order is not None:
         in_size = x.shape[1] if x.ndim == 2 else None
-        config.check_order(order, in_size, 'None')
+        config.check_order(order, in_size, 'None', 'shared_linear(): order')
     return apply_shared_linear(x, W, b, common_num, order)
 
 
@@ -264,134 +291,9 @@ def apply_shared_linear(
     order: NdArray | None,
 ) -> Variable:
     """Does what :func:`shared_linear` does, which checks the last two."""
-    node = SharedLinearFunction()
-    node.common_num = common_num
-    node.shared_algorithm = config.get_shared_algorithm()
-    node.order = order
+    node = SharedLinearFunction(
+        common_num, config.get_shared_algorithm(), order
+    )
     y: Variable
     (y,) = node.apply((x, W) if b is None else (x, W, b))
     return y
-
-
-# A static graph reruns only static code, and follows only the arrays that are
-# inputs or outputs of static code.
-
-
-@static_code
-def _static_sum_blocks(
-    common_num: int,
-    dtype: numpy.dtype[Any],
-    order: NdArray | None,
-    inputs: list[NdArray],
-) -> tuple[NdArray]:
-    return (blocks.sum_blocks(inputs[0], common_num, dtype, order),)
-
-
-@static_code
-def _static_tile_blocks(
-    common_num: int, order: NdArray | None, inputs: list[NdArray]
-) -> tuple[NdArray]:
-    return (blocks.tile_blocks(inputs[0], common_num, order),)
-
-
-@static_code
-def _static_cast(
-    dtype: numpy.dtype[Any], inputs: list[NdArray]
-) -> tuple[NdArray]:
-    return (inputs[0].astype(dtype),)
-
-
-def _shapes(in_types: Any) -> tuple[Shape, Shape]:
-    x_type, W_type = in_types[:2]
-    return type_check.eval(x_type.shape), type_check.eval(W_type.shape)
-
-
-def _is_shared(node: Any, x_shape: Shape, W_shape: Shape) -> bool:
-    """Returns whether a layer is shared, and makes its node say so."""
-    if x_shape[1:] == W_shape[1:]:
-        return False
-    if isinstance(node, SharedLinearFunction):
-        return True
-    common_num = config.get_common_num()
-    # Arrays that are not matrices are left for Chainer to refuse.
-    if common_num == 1 or len(x_shape) != 2 or len(W_shape) != 2:
-        return False
-    node.shared_algorithm = config.get_shared_algorithm()
-    node.common_num = common_num
-    cls: Any = type(node)
-    node.__class__ = _shared_class(cls)
-    return True
-
-
-@functools.cache
-def _shared_class(cls: Any) -> Any:
-    if cls is linear.LinearFunction:
-        return SharedLinearFunction
-    return type(cls.__name__, (cls, SharedLinearFunction), {})
-
-
-# What replaces LinearFunction's methods decides whether a layer is shared and,
-# if so, leaves it to the class above. A subclass may call any of them by name.
-
-
-def _make_check_type_forward(original: Method) -> Method:
-    """Makes the method that also lets the shapes of shared layers pass."""
-
-    @functools.wraps(original)
-    def check_type_forward(self: Any, in_types: Any) -> Any:
-        try:
-            return original(self, in_types)
-        except type_check.InvalidType:
-            if len(in_types) < 2 or not _is_shared(self, *_shapes(in_types)):
-                raise
-        SharedLinearFunction.check_type_forward(self, in_types)
-
-    return check_type_forward
-
-
-def _make_forward(original: Method) -> Method:
-    """Makes the method that computes shared layers too."""
-
-    @functools.wraps(original)
-    def forward(self: Any, inputs: tuple[NdArray, ...]) -> Any:
-        if _is_shared(self, inputs[0].shape, inputs[1].shape):
-            return SharedLinearFunction.forward(self, inputs)
-        return original(self, inputs)
-
-    return forward
-
-
-def _make_forward_chainerx(original: Method) -> Method:
-    """Makes the method that leaves shared layers to NumPy and CuPy."""
-
-    @functools.wraps(original)
-    def forward_chainerx(self: Any, inputs: tuple[NdArray, ...]) -> Any:
-        if _is_shared(self, inputs[0].shape, inputs[1].shape):
-            return SharedLinearFunction.forward_chainerx(self, inputs)
-        return original(self, inputs)
-
-    return forward_chainerx
-
-
-def _make_backward(original: Method) -> Method:
-    """Makes the method that takes shared layers back the way they came."""
-
-    @functools.wraps(original)
-    def backward(
-        self: Any,
-        indexes: tuple[int, ...],
-        grad_outputs: tuple[Variable, ...],
-    ) -> Any:
-        if isinstance(self, SharedLinearFunction):
-            return SharedLinearFunction.backward(self, indexes, grad_outputs)
-        return original(self, indexes, grad_outputs)
-
-    return backward
-
-
-FACTORIES: dict[str, Callable[[Method], Method]] = {
-    'backward': _make_backward,
-    'forward_chainerx': _make_forward_chainerx,
-    'forward': _make_forward,
-    'check_type_forward': _make_check_type_forward,
-}

@@ -1,169 +1,28 @@
-"""The link of a shared layer, and what replaces ``Linear``'s methods."""
+"""SharedLinear, the link of a shared layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-import copy
-import functools
 import operator
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Literal,
-    Protocol,
-    SupportsIndex,
-    Union,
-)
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, Union
 
-from chainer_shared_patch import config
+from chainer_shared_patch import config, loading
 from chainer_shared_patch.config import check_divides, check_order
-from chainer_shared_patch.functions import (
-    Method,
-    VariableOrArray,
-    apply_shared_linear,
-)
+from chainer_shared_patch.functions import VariableOrArray, apply_shared_linear
 import chainer
 from chainer import initializers
 import chainer.functions as F
 from chainer.link import Link
 from chainer.links.connection.linear import Linear
-from chainer.serializers import HDF5Deserializer, NpzDeserializer
 from chainer.types import InitializerSpec, NdArray
 from chainer.utils import size_of_shape
 from chainer.variable import Parameter, Variable
 import numpy
 
 Initializer = Union[InitializerSpec, NdArray, float]
-
-
-class Array(Protocol):
-    """An array, for mypy. Chainer's ``NdArray`` lets everything pass."""
-
-    @property
-    def shape(self) -> Any: ...
-
-    @property
-    def dtype(self) -> Any: ...
-
-    @property
-    def ndim(self) -> int: ...
-
-
-Permutation = Union[Sequence[SupportsIndex], Array]
+Permutation = Union[Sequence[SupportsIndex], numpy.ndarray, Variable]
 # Which inputs share.
 Order = Union[Literal['interleaved'], Permutation]
-
-
-class _ArraysWithoutPickles(dict[str, numpy.ndarray]):
-    """The arrays of an npz file by name, each read once and none unpickled.
-
-    Unpickling an array of objects can run any code that its author wants.
-    """
-
-    def __init__(self, npz: Any) -> None:
-        self.npz = npz
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.npz.files
-
-    def __missing__(self, name: str) -> numpy.ndarray:
-        if name not in self:
-            raise KeyError(f'{name} is not in the file')
-        with self.npz.zip.open(name + '.npy') as file:
-            version = numpy.lib.format.read_magic(file)
-            read_header = {
-                (1, 0): numpy.lib.format.read_array_header_1_0,
-                (2, 0): numpy.lib.format.read_array_header_2_0,
-            }[version]
-            shape, _, dtype = read_header(file)
-        if not dtype.hasobject:
-            self[name] = self.npz[name]
-        elif shape == ():
-            # This is how Chainer writes None.
-            self[name] = numpy.asarray(None)
-        else:
-            raise ValueError(
-                f'{name} is an array of objects, of shape {shape}, which is '
-                'not unpickled; a link has arrays of numbers only'
-            )
-        return self[name]
-
-
-def _refuse_pickles(serializer: Any) -> Any:
-    if isinstance(serializer, NpzDeserializer) and isinstance(
-        serializer.npz, numpy.lib.npyio.NpzFile
-    ):
-        serializer = copy.copy(serializer)
-        serializer.npz = _ArraysWithoutPickles(serializer.npz)
-    return serializer
-
-
-def _make_serialize(original: Method) -> Method:
-    """Makes the method that refuses a W of another shape.
-
-    Chainer itself broadcasts what it can, so a shared layer's W of shape
-    ``(out_size, 1)`` would be loaded into an ordinary layer.
-    """
-
-    @functools.wraps(original)
-    def serialize(self: Linear, serializer: Any) -> None:
-        serializer = _refuse_pickles(serializer)
-        if isinstance(serializer, chainer.Deserializer):
-            _refuse_order(self, serializer)
-            _check_stored_shape(self, serializer)
-        original(self, serializer)
-
-    return serialize
-
-
-def _read(serializer: Any, name: str) -> Any:
-    try:
-        return serializer(name, None)
-    except KeyError:
-        return None
-
-
-def _refuse_order(link: Linear, serializer: Any) -> None:
-    if 'order' in vars(link):  # a subclass has its own
-        return
-    if getattr(_read(serializer, 'order'), 'size', 0):
-        raise ValueError(
-            'cannot load a SharedLinear with common_num {} and an order of '
-            'its inputs into a Linear, which has no order. Load it into a '
-            'SharedLinear, then call chainer_shared_patch.expand'.format(
-                _read(serializer, 'common_num')
-            )
-        )
-
-
-def _check_stored_shape(link: Linear, serializer: Any) -> None:
-    W = getattr(link, 'W', None)
-    if not isinstance(W, Parameter) or W.array is None:
-        return
-    try:
-        if isinstance(serializer, HDF5Deserializer):
-            stored = (serializer.group or {})['W']  # which is not read yet
-        else:
-            stored = serializer('W', None)
-    except KeyError:  # the original has the better message
-        return
-    here, there = W.shape, getattr(stored, 'shape', None) or W.shape
-    if here == there:
-        return
-    message = (
-        f'cannot load a W of shape {there} into a Linear whose W has the '
-        f'shape {here}'
-    )
-    if len(there) == len(here) == 2 and there[0] == here[0]:
-        narrow, wide = sorted((here, there))
-        if narrow[1] and wide[1] % narrow[1] == 0:
-            message += (
-                f': {wide} is the shape in an ordinary layer, and {narrow} '
-                f'that in a layer shared by {wide[1] // narrow[1]} blocks of '
-                f'its input. Load this file into a Linear({there[1]}, '
-                f'{there[0]}), or load a file of the other kind'
-            )
-    raise ValueError(message)
 
 
 class _FirstBlock(chainer.initializer.Initializer):
@@ -192,15 +51,6 @@ def check_model(model: Any) -> None:
     """Raises an error if a model is not a link."""
     if not isinstance(model, chainer.Link):
         raise TypeError(f'model must be a chainer.Link, but is {model!r}')
-
-
-def _fit(here: Any, there: Any) -> bool:
-    """Tells whether shapes are equal, where the sizes are known."""
-    if here is None or there is None:
-        return here is there
-    return len(here) == len(there) and all(
-        a == b or a is None or b is None for a, b in zip(here, there)
-    )
 
 
 def _is_interleaved(order: Any) -> bool:
@@ -298,7 +148,7 @@ class SharedLinear(Linear):
         order: Order | None = None,
     ) -> None:
         self.common_num = config.check_common_num(
-            common_num, 'common_num of SharedLinear'
+            common_num, 'SharedLinear(): common_num'
         )
         if out_size is None:
             in_size, out_size = None, in_size
@@ -307,9 +157,13 @@ class SharedLinear(Linear):
             for size in (in_size, out_size)
         )
         if in_size is not None:
-            check_divides(self.common_num, in_size)
+            check_divides(
+                self.common_num, in_size, 'SharedLinear(): common_num'
+            )
         if order is not None and not _is_interleaved(order):
-            order = check_order(order, in_size)
+            order = check_order(
+                order, in_size, setting='SharedLinear(): order'
+            )
             in_size = len(order)
         self.order = order
         # Chainer's types leave out floats and CuPy's arrays.
@@ -321,7 +175,7 @@ class SharedLinear(Linear):
         super().__init__(in_size, out_size, nobias, W, b)
 
     def _initialize_params(self, in_size: int) -> None:
-        check_divides(self.common_num, in_size)
+        check_divides(self.common_num, in_size, 'SharedLinear: common_num')
         k = in_size // self.common_num
         if self.W.array is None:
             super()._initialize_params(k)
@@ -378,20 +232,23 @@ class SharedLinear(Linear):
             1000
 
         """
-        n = config.check_common_num(common_num, 'common_num of SharedLinear')
+        n = config.check_common_num(common_num, 'SharedLinear(): common_num')
         array: Any = chainer.as_array(W)
         if array is None:
-            raise ValueError('W must be initialized, but it is not')
+            raise ValueError(
+                'SharedLinear.from_params(): W must be initialized, but it is '
+                'not'
+            )
         if array.ndim != 2 or array.dtype.kind != 'f':
             raise ValueError(
-                f'W must be a float matrix, but its shape is {array.shape} '
-                f'and its dtype is {array.dtype}'
+                'SharedLinear.from_params(): W must be a float matrix, but '
+                f'its shape is {array.shape} and its dtype is {array.dtype}'
             )
         out_size, k = array.shape
         if b is not None and b.size != out_size:
             raise ValueError(
-                f'b must have {out_size} elements, one for each row of W, but '
-                f'has {b.size}'
+                f'SharedLinear.from_params(): b must have {out_size} '
+                f'elements, one for each row of W, but has {b.size}'
             )
         with chainer.using_config('dtype', array.dtype):
             return cls(
@@ -421,15 +278,7 @@ class SharedLinear(Linear):
             yield 'order', order
 
     def device_resident_accept(self, visitor: Any) -> None:
-        """Lets a visitor move the arrays, the order included.
-
-        ``to_device`` and the like call it.
-
-        Args:
-            visitor (chainer.device_resident.DeviceResidentsVisitor): The
-                visitor.
-
-        """
+        """Lets a visitor, as of ``to_device``, move the order too."""
         super().device_resident_accept(visitor)
         # ChainerMN would average a persistent value over the ranks.
         if isinstance(self.order, chainer.get_array_types()):
@@ -439,40 +288,30 @@ class SharedLinear(Linear):
         """Copies another link's parameters and the order of its inputs.
 
         Args:
-            link (SharedLinear): The other link, with the same ``common_num``.
+            link (SharedLinear): The other link, with the same ``common_num``
+                and sizes.
             copy_persistent (bool): If ``True``, persistent values, which a
                 subclass may have, are copied too.
 
         Raises:
             ValueError: If ``link`` is not a :class:`SharedLinear` with the
-                same ``common_num``, the same shapes, and a bias exactly if
-                this link has one. Then nothing is copied.
-
-        .. admonition:: Example
-
-            >>> from chainer_shared_patch import SharedLinear
-            >>> trained, copy = (
-            ...     SharedLinear(20, 5, common_num=10) for _ in range(2))
-            >>> copy.copyparams(trained)
-            >>> (copy.W.array == trained.W.array).all().item()
-            True
+                same ``common_num`` and sizes, and a bias exactly if this link
+                has one. Then nothing is copied.
 
         """
-        if (
-            not isinstance(link, SharedLinear)
-            or link.common_num != self.common_num
+        if isinstance(link, SharedLinear):
+            link._follow_W()
+        if not isinstance(link, SharedLinear) or not (
+            link.common_num == self.common_num
+            and link.out_size == self.out_size
+            and (link.b is None) == (self.b is None)
+            and link.in_size in (None, self.in_size or link.in_size)
         ):
             raise ValueError(
-                f'cannot copy the parameters of {link} to {self}: both must '
-                'be SharedLinear, with the same common_num'
+                f'copyparams(): cannot copy the parameters of {link} to '
+                f'{self}: both must be SharedLinear, with the same '
+                'common_num and sizes, and both or neither with nobias=True'
             )
-        link._follow_W()
-        for name, here, there in zip('Wb', self._shapes(), link._shapes()):
-            if not _fit(here, there):
-                raise ValueError(
-                    f'cannot copy the parameters of {link} to {self}: {name} '
-                    f'has the shape {there} there, but {here} here'
-                )
         super().copyparams(link, copy_persistent)
         if link.in_size is not None:
             self.in_size = link.in_size
@@ -502,18 +341,11 @@ class SharedLinear(Linear):
             ValueError: If ``n_batch_axes`` is less than 1, or if the width was
                 not given and ``common_num`` does not divide that of ``x``.
 
-        .. admonition:: Example
-
-            >>> from chainer_shared_patch import SharedLinear
-            >>> import numpy as np
-            >>> layer = SharedLinear(20, 5, common_num=10)
-            >>> layer(np.ones((2, 7, 20), np.float32), n_batch_axes=2).shape
-            (2, 7, 5)
-
         """
         if n_batch_axes < 1:
             raise ValueError(
-                f'n_batch_axes must be at least 1, but is {n_batch_axes}'
+                'SharedLinear: n_batch_axes must be at least 1, but is '
+                f'{n_batch_axes}'
             )
         batch_shape = x.shape[:n_batch_axes]
         columns = size_of_shape(x.shape[n_batch_axes:])
@@ -536,26 +368,11 @@ class SharedLinear(Linear):
         Raises:
             ValueError: If what is loaded is not a :class:`SharedLinear` with
                 the same ``common_num``, the same shapes, and a bias only if
-                this link has one; or if it holds an array of objects.
-
-        .. admonition:: Example
-
-            >>> from chainer_shared_patch import SharedLinear
-            >>> import chainer.serializers
-            >>> import io
-            >>> file = io.BytesIO()
-            >>> trained, loaded = (
-            ...     SharedLinear(20, 5, common_num=10) for _ in range(2))
-            >>> chainer.serializers.save_npz(file, trained)
-            >>> _ = file.seek(0)
-            >>> chainer.serializers.load_npz(file, loaded)
-            >>> (loaded.W.array == trained.W.array).all().item()
-            True
+                this link has one.
 
         """
-        serializer = _refuse_pickles(serializer)
         if isinstance(serializer, chainer.Deserializer):
-            in_size, order = self._read_inputs(serializer)
+            in_size, order = loading.read_sharing(self, serializer)
             super().serialize(serializer)
             self.in_size, self.order = in_size, order
         else:
@@ -566,57 +383,3 @@ class SharedLinear(Linear):
             if order is None or self.in_size is None:
                 order = numpy.empty(0, numpy.int64)  # None would be pickled
             serializer('order', order)
-
-    def _shapes(self) -> tuple[Any, Any]:
-        """Returns the shapes of W, as far as it is known, and of b."""
-        W, b = self.W, self.b
-        return (
-            (self.out_size, None) if W.array is None else W.shape,
-            None if b is None else b.shape,
-        )
-
-    def _read_inputs(self, serializer: Any) -> tuple[int | None, Any]:
-        """Returns in_size and order, or raises an error if W does not fit."""
-        W = serializer('W', None)
-        b = None if self.b is None else serializer('b', None)
-        if W is None:  # it is skipped, or was saved before it had a width
-            return self.in_size, self.order
-        common_num = _read(serializer, 'common_num')
-        order = _read(serializer, 'order')
-        if common_num is None or order is None:
-            raise ValueError(
-                f'cannot load a Linear, whose W has the shape {W.shape}, into '
-                'a SharedLinear. Load it into a Linear, then convert that: an '
-                'ordinary layer with chainer_shared_patch.share, one that the '
-                'patch shares with SharedLinear.from_params'
-            )
-        if not numpy.array_equal(common_num, self.common_num):
-            raise ValueError(
-                f'cannot load a SharedLinear with common_num {common_num} '
-                f'into one with common_num {self.common_num}'
-            )
-        here, _ = self._shapes()
-        if not _fit(here, W.shape):
-            raise ValueError(
-                f'cannot load a W of shape {W.shape} into a SharedLinear '
-                f'whose W has the shape {here}'
-            )
-        if self.b is None and _read(serializer, 'b') is not None:
-            raise ValueError(
-                'cannot load a SharedLinear with a bias into one without; '
-                'make this one with nobias=False'
-            )
-        if self.b is not None and b is not None and b.shape != self.b.shape:
-            raise ValueError(
-                f'cannot load a b of shape {b.shape} into a SharedLinear '
-                f'whose b has the shape {self.b.shape}'
-            )
-        in_size = self.common_num * W.shape[1]
-        if not order.size:
-            return in_size, None
-        return in_size, self.device.send(check_order(order, in_size))
-
-
-FACTORIES: dict[str, Callable[[Method], Method]] = {
-    'serialize': _make_serialize
-}

@@ -1,6 +1,6 @@
-"""Installs and uninstalls the patch.
+"""The patch: which layers it shares, and what it replaces to do so.
 
-Nothing changes on disk. :func:`install` replaces four methods of Chainer's
+Nothing changes on disk. :func:`install` replaces three methods of Chainer's
 ``LinearFunction`` and one of its ``Linear``, and :func:`uninstall` puts the
 very same methods back. A graph that was built under the patch stays valid once
 the patch is gone, and one that was built before is not affected by it.
@@ -8,19 +8,77 @@ the patch is gone, and one that was built before is not affected by it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import functools
 import os
+import sys
 import threading
 from typing import Any, NamedTuple, SupportsIndex
 import warnings
 
-from chainer_shared_patch import config, functions, links
-from chainer_shared_patch.functions import Method
+from chainer_shared_patch import config, loading
+from chainer_shared_patch.functions import SharedLinearFunction
 import chainer
 from chainer.functions.connection.linear import LinearFunction
 from chainer.links import Linear
+from chainer.utils import type_check
+
+Method = Callable[..., Any]
+
+
+def is_shared(x: Any, W: Any) -> bool:
+    """Tells whether the patch shares a layer of these arrays, or types.
+
+    With ``common_num`` set, it takes charge of all layers whose ``W`` is not
+    as wide as ``x``, and refuses those that do not fit.
+    """
+    x_shape, W_shape = x.shape, W.shape
+    if isinstance(x_shape, type_check.Expr):
+        x_shape, W_shape = x_shape.eval(), W_shape.eval()
+    return (
+        x_shape[1:] != W_shape[1:]
+        and len(x_shape) == len(W_shape) == 2  # others are Chainer's to refuse
+        and config.get_common_num() > 1
+    )
+
+
+def _make_shared(node: Any) -> None:
+    node.__class__ = SharedLinearFunction
+    node.__init__(config.get_common_num(), config.get_shared_algorithm())
+
+
+def _sharing(original: Method, name: str) -> Method:
+    """Makes the method that first asks whether the layer is shared."""
+
+    @functools.wraps(original)
+    def method(self: Any, inputs: Any) -> Any:
+        # A subclass of LinearFunction may compute something else.
+        if type(self) is LinearFunction and is_shared(*inputs[:2]):
+            _make_shared(self)
+            return getattr(self, name)(inputs)
+        return original(self, inputs)
+
+    return method
+
+
+def _checking(original: Method, name: str) -> Method:
+    """Makes the method that checks what is loaded into a ``Linear``."""
+
+    @functools.wraps(original)
+    def serialize(self: Linear, serializer: Any) -> None:
+        if isinstance(serializer, chainer.Deserializer):
+            loading.load_linear(self, serializer, original)
+        else:
+            original(self, serializer)
+
+    return serialize
+
+
+@functools.wraps(Linear.serialize)
+def _inherited_serialize(self: Linear, serializer: Any) -> None:
+    # With multiple inheritance, the next method may be a sibling's.
+    super(Linear, self).serialize(serializer)
 
 
 class _Replacement(NamedTuple):
@@ -32,6 +90,18 @@ class _Replacement(NamedTuple):
     @property
     def current(self) -> Any:
         return vars(self.owner).get(self.name)
+
+    def is_undone(self) -> bool:
+        """Tells whether other code has put an older method back.
+
+        That is the original, or Chainer's own if the original was a patch too.
+        """
+        return (
+            self.current is self.original
+            or self.current is None
+            or getattr(self.current, '__globals__', None)
+            is vars(sys.modules[self.owner.__module__])
+        )
 
 
 class _State:
@@ -50,9 +120,40 @@ class _State:
                 after_in_child=self.lock.release,
             )
 
+    def put_in(self) -> None:
+        kept = [each for each in self.replacements if not each.is_undone()]
+        replaced = {(each.owner, each.name) for each in kept}
+        for owner, name, make in (
+            (LinearFunction, 'forward_chainerx', _sharing),
+            (LinearFunction, 'forward', _sharing),
+            (LinearFunction, 'check_type_forward', _sharing),
+            (Linear, 'serialize', _checking),
+        ):
+            if (owner, name) not in replaced:
+                original = vars(owner).get(name)
+                ours = make(original or _inherited_serialize, name)
+                setattr(owner, name, ours)
+                kept.append(_Replacement(owner, name, original, ours))
+        self.replacements = kept
 
-# Reloading this module must not lose the methods that were replaced.
-_state: _State = globals().get('_state') or _State()
+    def take_out(self) -> None:
+        standing = [each for each in self.replacements if not each.is_undone()]
+        for each in standing:
+            if each.current is not each.ours:
+                raise RuntimeError(
+                    'cannot uninstall the patch: '
+                    f'{each.owner.__name__}.{each.name} has since been '
+                    f'replaced by {each.current!r}; undo that first'
+                )
+        for each in standing:
+            if each.original is None:
+                delattr(each.owner, each.name)
+            else:
+                setattr(each.owner, each.name, each.original)
+        self.replacements = []
+
+
+_state = _State()
 
 
 def install() -> None:
@@ -67,20 +168,10 @@ def install() -> None:
 
     .. seealso:: :func:`patched` for a ``with`` statement.
 
-    .. admonition:: Example
-
-        >>> import chainer_shared_patch
-        >>> was_installed = chainer_shared_patch.is_installed()
-        >>> chainer_shared_patch.install()
-        >>> chainer_shared_patch.is_installed()
-        True
-        >>> if not was_installed:
-        ...     chainer_shared_patch.uninstall()
-
     """
     with _state.lock:
         _state.is_wanted = True
-        _put_in()
+        _state.put_in()
 
 
 def uninstall() -> None:
@@ -94,40 +185,18 @@ def uninstall() -> None:
         RuntimeError: If other code has since replaced one of the methods.
             Then nothing is changed.
 
-    .. admonition:: Example
-
-        >>> import chainer_shared_patch
-        >>> was_installed = chainer_shared_patch.is_installed()
-        >>> chainer_shared_patch.uninstall()
-        >>> chainer_shared_patch.is_installed()
-        False
-        >>> if was_installed:
-        ...     chainer_shared_patch.install()
-
     """
     with _state.lock:
         if not _state.users:
-            _take_out()
+            _state.take_out()
         _state.is_wanted = False
 
 
 def is_installed() -> bool:
-    """Tells whether the patch is installed.
-
-    Returns:
-        bool: ``True`` if it is, in this process.
-
-    .. admonition:: Example
-
-        >>> import chainer_shared_patch
-        >>> with chainer_shared_patch.patched():
-        ...     chainer_shared_patch.is_installed()
-        True
-
-    """
+    """Returns whether the patch is installed in this process."""
     with _state.lock:
-        return bool(_state.replacements) and all(
-            each.current is not each.original for each in _state.replacements
+        return bool(_state.replacements) and not any(
+            each.is_undone() for each in _state.replacements
         )
 
 
@@ -175,16 +244,18 @@ def patched(
     with contextlib.ExitStack() as stack:
         if common_num is not None:
             number = config.check_common_num(
-                common_num, 'common_num of patched'
+                common_num, 'patched(): common_num'
             )
             stack.enter_context(chainer.using_config('common_num', number))
         if shared_algorithm is not None:
-            name = config.check_shared_algorithm(
-                shared_algorithm, 'shared_algorithm of patched'
+            algorithm = config.check_shared_algorithm(
+                shared_algorithm, 'patched(): shared_algorithm'
             )
-            stack.enter_context(chainer.using_config('shared_algorithm', name))
+            stack.enter_context(
+                chainer.using_config('shared_algorithm', algorithm)
+            )
         with _state.lock:
-            _put_in()
+            _state.put_in()
             _state.users += 1
         stack.push(_leave)
         yield
@@ -196,52 +267,8 @@ def _leave(error_type: Any, *_: Any) -> None:
         if _state.users or _state.is_wanted:
             return
         try:
-            _take_out()
+            _state.take_out()
         except RuntimeError as error:
             if error_type is None:
                 raise
             warnings.warn(str(error), RuntimeWarning, stacklevel=5)
-
-
-def _put_in() -> None:
-    if not _state.replacements:
-        for owner, factories in (
-            (LinearFunction, functions.FACTORIES),
-            (Linear, links.FACTORIES),
-        ):
-            for name, make in factories.items():
-                original = vars(owner).get(name)
-                ours = make(original or _make_inherited(owner, name))
-                _state.replacements.append(
-                    _Replacement(owner, name, original, ours)
-                )
-    for each in _state.replacements:
-        # Where a method is neither ours nor the original, other code has
-        # patched on top, and calls ours.
-        if each.current is each.original:
-            setattr(each.owner, each.name, each.ours)
-
-
-def _make_inherited(owner: Any, name: str) -> Method:
-    @functools.wraps(getattr(owner, name))
-    def inherited(self: Any, *args: Any) -> Any:
-        # With multiple inheritance, the next method may be a sibling's.
-        return getattr(super(owner, self), name)(*args)
-
-    return inherited
-
-
-def _take_out() -> None:
-    for each in _state.replacements:
-        if each.current not in (each.original, each.ours):
-            raise RuntimeError(
-                'cannot uninstall the patch: '
-                f'{each.owner.__name__}.{each.name} has since been replaced '
-                f'by {each.current!r}; undo that first'
-            )
-    for each in _state.replacements:
-        if each.original is not None:
-            setattr(each.owner, each.name, each.original)
-        elif each.current is not None:
-            delattr(each.owner, each.name)
-    _state.replacements.clear()
