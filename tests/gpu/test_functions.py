@@ -5,24 +5,24 @@ import chainer.functions as F
 from chainer.utils.type_check import InvalidType
 import pytest
 
-from tests.helpers import SIZES, make_arrays
-from tests.test_double_backward import (  # noqa: F401
+from tests.functions.test_arithmetic import (  # noqa: F401
+    test_ordinary_layer_is_bit_identical,
+    test_shared_layer,
+)
+from tests.functions.test_double_backward import (  # noqa: F401
     test_double_backward,
     test_double_backward_of_dtypes,
     test_gradient_penalty,
     test_third_order,
 )
-from tests.test_dtypes import (  # noqa: F401
+from tests.functions.test_dtypes import (  # noqa: F401
     test_backward_through_gradients,
     test_mixed16_with_fp32_update,
 )
-from tests.test_functions import (  # noqa: F401
-    test_ordinary_layer_is_bit_identical,
-    test_shared_layer,
-)
-from tests.test_graph import test_static_graph  # noqa: F401
-from tests.test_links import TestLinksOfFullyConnectedLayers  # noqa: F401
-from tests.test_training import (  # noqa: F401
+from tests.functions.test_graph import test_static_graph  # noqa: F401
+from tests.helpers import SIZES, make_arrays
+from tests.patch.test_chainer_links import TestLinksOfFullyConnectedLayers  # noqa: F401
+from tests.patch.test_training import (  # noqa: F401
     test_settings_of_chainer,
     test_two_numbers_in_one_model,
 )

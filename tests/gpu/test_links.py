@@ -8,7 +8,7 @@ import numpy
 import pytest
 
 from tests.helpers import SIZES, K, N, integers, make_arrays, reference
-from tests.test_shared_linear import (  # noqa: F401
+from tests.test_links import (  # noqa: F401
     PERMUTATION,
     TestArithmetic,
     orders,

@@ -1,0 +1,704 @@
+import copy
+import os
+from pathlib import Path
+import pickle
+import re
+import zipfile
+
+from chainer_shared_patch import functions, links, uninstall
+import chainer
+import chainer.functions as F
+import chainer.links as L
+from chainer.links.rnn.n_step_rnn import NStepRNNBase
+from chainer.serializers import (
+    HDF5Deserializer,
+    load_hdf5,
+    load_npz,
+    save_hdf5,
+    save_npz,
+)
+from chainer.utils.type_check import InvalidType
+import numpy
+import pytest
+
+from tests.helpers import (
+    K,
+    N,
+    TiledLinear,
+    assert_same,
+    assert_same_steps,
+    fill,
+    iterate,
+    make_batches,
+    params_of,
+    tile,
+)
+
+pytestmark = pytest.mark.arithmetic
+
+OUT = 4
+BATCH = 5
+TIME = 3
+
+
+class Tiling(chainer.LinkHook):
+    """Gives a link the weights that it needs, tiled by hand, for a call."""
+
+    name = 'Tiling'
+
+    def forward_preprocess(self, args):
+        link = args.link
+        if isinstance(link, NStepRNNBase):
+            self.ws = link.ws
+            first = link.n_weights // 2
+            # The layers of a direction each have x as their input.
+            link.ws = [
+                [
+                    tile(w) if j < first and layer < link.direction else w
+                    for j, w in enumerate(ws)
+                ]
+                for layer, ws in enumerate(link.ws)
+            ]
+        elif isinstance(link, L.Linear):
+            self.W = link.W
+            if args.args[0].shape[1] == N * self.W.shape[1]:
+                link.W = tile(self.W)
+
+    def forward_postprocess(self, args):
+        if isinstance(args.link, NStepRNNBase):
+            args.link.ws = self.ws
+        elif isinstance(args.link, L.Linear):
+            args.link.W = self.W
+
+
+class Unrolled(chainer.Chain):
+    """A link that is called with each part of a long input in turn."""
+
+    def __init__(self, make_link, call):
+        super().__init__()
+        numpy.random.seed(0)
+        with self.init_scope(), chainer.using_config('dtype', 'd'):
+            self.link = make_link()
+        fill(self)
+        self.call = call
+
+    def forward(self, x):
+        # For the noise of zoneout.
+        chainer.backend.get_array_module(x).random.seed(0)
+        with chainer.using_config('dtype', 'd'):
+            return self.call(self.link, F.split_axis(x, TIME, axis=1))
+
+
+def call_each(link, xs):
+    return F.concat([link(x) for x in xs])
+
+
+def call_stateful(link, xs):
+    link.reset_state()
+    return call_each(link, xs)
+
+
+def call_lstm(link, xs):
+    c = h = None
+    hs = []
+    for x in xs:
+        c, h = link(c, h, x)
+        hs.append(h)
+    return F.concat([c, *hs])
+
+
+def call_gru(link, xs):
+    h = xs[0].xp.zeros((len(xs[0]), OUT))
+    hs = []
+    for x in xs:
+        h = link(h, x)
+        hs.append(h)
+    return F.concat(hs)
+
+
+def call_tree(link, xs):
+    """Two leaves, or what stands for them, and their parent."""
+    *leaves, parent = xs
+    none = [None, None]
+    states = [link(*none, *none, x) for x in leaves]
+    cs, hs = zip(*states)
+    return F.concat(link(*cs, *hs, parent))
+
+
+def flat(v):
+    return F.reshape(v, (len(v), -1))
+
+
+def call_n_step(link, xs):
+    """Sequences of different lengths."""
+    steps = F.stack(xs, axis=1)
+    sequences = [x[: TIME - i % 2] for i, x in enumerate(steps)]
+    *states, ys = link(*[None] * link.n_cells, sequences)
+    last = F.concat([F.transpose(s, (1, 0, 2)) for s in states])
+    first = F.stack([y[: TIME - 1] for y in ys])
+    return F.concat([flat(v) for v in (last, first)])
+
+
+def n_step(cls):
+    return lambda: cls(2, K, OUT, 0.0)
+
+
+LINKS = {
+    'Linear': (lambda: L.Linear(K, OUT), call_each),
+    'Linear without bias': (lambda: L.Linear(K, OUT, nobias=True), call_each),
+    'Maxout': (lambda: L.Maxout(K, OUT, 3), call_each),
+    'LSTM': (lambda: L.LSTM(K, OUT), call_stateful),
+    'StatelessLSTM': (lambda: L.StatelessLSTM(K, OUT), call_lstm),
+    'StatefulPeepholeLSTM': (
+        lambda: L.StatefulPeepholeLSTM(K, OUT),
+        call_stateful,
+    ),
+    'StatefulZoneoutLSTM': (
+        lambda: L.StatefulZoneoutLSTM(K, OUT),
+        call_stateful,
+    ),
+    'GRU': (lambda: L.GRU(K, OUT), call_stateful),
+    'StatefulGRU': (lambda: L.StatefulGRU(K, OUT), call_stateful),
+    'StatelessGRU': (lambda: L.StatelessGRU(K, OUT), call_gru),
+    'StatefulMGU': (lambda: L.StatefulMGU(K, OUT), call_stateful),
+    'StatelessMGU': (lambda: L.StatelessMGU(K, OUT), call_gru),
+    'ChildSumTreeLSTM': (lambda: L.ChildSumTreeLSTM(K, OUT), call_tree),
+    'NaryTreeLSTM': (lambda: L.NaryTreeLSTM(K, OUT), call_tree),
+    'NStepGRU': (n_step(L.NStepGRU), call_n_step),
+    'NStepBiGRU': (n_step(L.NStepBiGRU), call_n_step),
+}
+
+
+def width(name):
+    """The columns of x. An MGU's weight spans the state h besides x."""
+    return N * (K + OUT) - OUT if 'MGU' in name else N * K
+
+
+def assert_identical_steps(actual, expected):
+    for actual_step, expected_step in zip(actual, expected):
+        for a, e in zip(actual_step, expected_step):
+            numpy.testing.assert_array_equal(a, e)
+
+
+@pytest.mark.parametrize('name', LINKS)
+class TestLinksOfFullyConnectedLayers:
+    def test_training(self, random, algorithm, name):
+        data = make_batches(random, columns=TIME * width(name), out_size=1)
+        with chainer.using_config('common_num', N):
+            actual = iterate(Unrolled(*LINKS[name]), *data)
+        uninstall()
+        with Tiling():
+            expected = iterate(Unrolled(*LINKS[name]), *data)
+        assert_same_steps(actual, expected)
+        # A gradient of zero would agree with anything.
+        for step in expected:
+            assert all(abs(a).max() > 0 for a in step)
+
+    def test_without_the_patch(self, random, name):
+        batch = random.randn(BATCH, TIME * width(name))
+        uninstall()
+        with chainer.using_config('common_num', N):
+            with pytest.raises(InvalidType, match='LinearFunction'):
+                Unrolled(*LINKS[name])(batch)
+
+    def test_wrong_width(self, random, name):
+        batch = random.randn(BATCH, TIME * (width(name) + 1))
+        message = re.escape(f'x.shape[1] == {N} * W.shape[1]')
+        with chainer.using_config('common_num', N):
+            with pytest.raises(InvalidType, match=message):
+                Unrolled(*LINKS[name])(batch)
+
+    def test_of_the_full_width_is_bit_identical(self, random, name):
+        data = make_batches(random, columns=TIME * K, out_size=1)
+        with chainer.using_config('common_num', N):
+            actual = iterate(Unrolled(*LINKS[name]), *data)
+        uninstall()
+        assert_identical_steps(actual, iterate(Unrolled(*LINKS[name]), *data))
+
+
+def test_the_page_lists_the_links():
+    docs = Path(__file__).parents[2] / 'docs'
+    page = (docs / 'getting_started.md').read_text('utf-8')
+    rows = re.findall(r'^\| (yes|no) \| (.*) \|$', page, re.MULTILINE)
+    listed = {'yes': set(), 'no': set()}
+    for answer, text in rows:
+        listed[answer].update(
+            name for name in re.findall(r'`(\w+)`', text) if hasattr(L, name)
+        )
+    assert listed['yes'] == {name.split()[0] for name in LINKS}
+    refusing = TestLinksThatAreNotShared
+    assert listed['no'] == {*refusing.N_STEP, *refusing.CASES}
+
+
+def test_lstm_of_decreasing_batch_sizes(random, algorithm):
+    xs = [random.randn(size, N * K) for size in (5, 5, 3, 1)]
+
+    def forward(link, xs):
+        link.reset_state()
+        return F.concat([F.flatten(link(x)) for x in xs], axis=0)
+
+    def gradients():
+        chain = Unrolled(lambda: L.LSTM(K, OUT), None)
+        with chainer.using_config('dtype', 'd'):
+            y = forward(chain.link, xs)
+        chain.cleargrads()
+        F.sum(y**2).backward()
+        return [y.array, *(p.grad for _, p in sorted(chain.namedparams()))]
+
+    with chainer.using_config('common_num', N):
+        actual = gradients()
+    uninstall()
+    with Tiling():
+        expected = gradients()
+    assert_same(actual, expected)
+
+
+def test_tree_lstm_without_x(random, algorithm):
+    # The link makes zeros of its own in_size, which are not shared.
+    chain = Unrolled(lambda: L.ChildSumTreeLSTM(K, OUT), None)
+    x = random.randn(BATCH, N * K)
+    chain.cleargrads()
+    with chainer.using_config('common_num', N):
+        c, h = chain.link(x)
+        shared = chain.link(c, h, None)
+        F.sum(shared[1]).backward()
+    gW = chain.link.W_x.W.grad
+    chain.cleargrads()
+    uninstall()
+    with Tiling():
+        c, h = chain.link(x)
+        tiled = chain.link(c, h, None)
+    F.sum(tiled[1]).backward()
+    assert_same(
+        [*(v.array for v in shared), gW],
+        [*(v.array for v in tiled), chain.link.W_x.W.grad],
+    )
+
+
+class TestLinksThatAreNotShared:
+    N_STEP = (
+        'NStepLSTM',
+        'NStepBiLSTM',
+        'NStepRNNTanh',
+        'NStepRNNReLU',
+        'NStepBiRNNTanh',
+        'NStepBiRNNReLU',
+    )
+
+    @pytest.mark.parametrize('name', N_STEP)
+    def test_n_step_is_refused(self, random, algorithm, name):
+        cls = getattr(L, name)
+
+        # By a check of Chainer's own functions, which NStepGRU's lacks.
+        def make():
+            return Unrolled(n_step(cls), call_n_step)
+
+        data = make_batches(random, columns=TIME * K, out_size=1)
+        with chainer.using_config('common_num', N):
+            with pytest.raises(ValueError, match=f'{N * K} != {K}'):
+                make()(random.randn(BATCH, TIME * N * K))
+            actual = iterate(make(), *data)
+        uninstall()
+        assert_identical_steps(actual, iterate(make(), *data))
+
+    def test_highway_is_refused(self, random, algorithm):
+        # Its output is x, in part, and cannot be narrower.
+        with chainer.using_config('common_num', N):
+            with pytest.raises(InvalidType, match='cannot broadcast'):
+                L.Highway(K)(random.randn(BATCH, N * K).astype('f'))
+
+    CASES = {
+        'Highway': (lambda: L.Highway(OUT), [(BATCH, OUT)]),
+        'Bilinear': (
+            lambda: L.Bilinear(N * K, K, OUT),
+            [(BATCH, N * K), (BATCH, K)],
+        ),
+        'MLPConvolution2D': (
+            lambda: L.MLPConvolution2D(N * K, (OUT, N), 1),
+            [(BATCH, N * K, 1, 1)],
+        ),
+    }
+
+    @pytest.mark.parametrize('name', CASES)
+    def test_bit_identical(self, random, algorithm, name):
+        make_link, shapes = self.CASES[name]
+        arrays = [random.randn(*shape).astype('f') for shape in shapes]
+
+        def train():
+            link = make_link()
+            fill(link)
+            optimizer = chainer.optimizers.Adam().setup(link)
+            results = []
+            for _ in range(3):
+                xs = [chainer.Variable(a) for a in arrays]
+                y = link(*xs)
+                link.cleargrads()
+                F.sum(y**2).backward()
+                optimizer.update()
+                results += [y.array, *(x.grad for x in xs), *params_of(link)]
+            return results
+
+        with chainer.using_config('common_num', N):
+            actual = train()
+        uninstall()
+        for a, e in zip(actual, train()):
+            numpy.testing.assert_array_equal(a, e)
+
+    @pytest.mark.parametrize(
+        ('make_link', 'shapes'),
+        [
+            (lambda: L.Bilinear(K, K, OUT), [(BATCH, N * K), (BATCH, K)]),
+            (
+                lambda: L.MLPConvolution2D(K, (OUT, N), 1),
+                [(BATCH, N * K, 1, 1)],
+            ),
+        ],
+        ids=['Bilinear', 'MLPConvolution2D'],
+    )
+    def test_wide_input_is_refused(self, random, algorithm, make_link, shapes):
+        arrays = [random.randn(*shape).astype('f') for shape in shapes]
+        with chainer.using_config('common_num', N):
+            with pytest.raises(InvalidType):
+                make_link()(*arrays)
+
+
+class Model(chainer.Chain):
+    """A shared layer and an LSTM whose input side is shared."""
+
+    def __init__(self, linear=L.Linear):
+        super().__init__()
+        with self.init_scope(), chainer.using_config('dtype', 'd'):
+            self.l1 = linear(K, N * K)
+            self.lstm = L.LSTM(K, OUT)
+        fill(self)
+
+    def forward(self, x):
+        self.lstm.reset_state()
+        self.lstm(F.tanh(self.l1(x)))
+        return self.lstm(x)
+
+
+def reload_npz(model, tmp_path):
+    save_npz(str(tmp_path / 'model.npz'), model)
+    other = Model()
+    fill(other, seed=1)
+    load_npz(str(tmp_path / 'model.npz'), other)
+    return other
+
+
+def copy_params(model, tmp_path):
+    other = Model()
+    fill(other, seed=1)
+    other.copyparams(model)
+    return other
+
+
+def to_device(model, tmp_path):
+    other = copy.deepcopy(model)
+    other.to_device('@numpy')
+    return other
+
+
+COPIES = {
+    'deepcopy': lambda model, tmp_path: copy.deepcopy(model),
+    'copy': lambda model, tmp_path: model.copy('copy'),
+    'pickle': lambda model, tmp_path: pickle.loads(pickle.dumps(model)),
+    'npz': reload_npz,
+    'copyparams': copy_params,
+    'to_device': to_device,
+}
+
+
+class TestCopies:
+    @pytest.fixture
+    def data(self, random):
+        return make_batches(random, steps=6, out_size=1)
+
+    @pytest.mark.parametrize('make_copy', COPIES.values(), ids=COPIES)
+    def test_copy_in_the_middle_of_a_training(
+        self, algorithm, tmp_path, data, make_copy
+    ):
+        batches, weights = data
+        model = Model()
+        with chainer.using_config('common_num', N):
+            actual = iterate(model, batches[:3], weights[:3])
+            twin = make_copy(model, tmp_path)
+            before = params_of(model)
+            actual += iterate(twin, batches[3:], weights[3:])
+        # The original has not moved with its copy.
+        for a, e in zip(params_of(model), before):
+            numpy.testing.assert_array_equal(a, e)
+        uninstall()
+        with Tiling():
+            expected = iterate(Model(), batches, weights)
+        assert_same_steps(actual, expected)
+
+    def test_share_mode_copy_has_the_same_weight(self, algorithm, data):
+        (batch, *_), _ = data
+        model = Model()
+        twin = model.copy('share')
+        with chainer.using_config('common_num', N):
+            y = model(batch).array
+            twin.l1.W.array[...] *= 2
+            assert not numpy.allclose(model(batch).array, y)
+            numpy.testing.assert_array_equal(
+                model(batch).array, twin(batch).array
+            )
+
+    def test_state_of_an_lstm_is_copied(self, random, algorithm):
+        x = random.randn(BATCH, N * K)
+        link = Unrolled(lambda: L.LSTM(K, OUT), None).link
+        with chainer.using_config('dtype', 'd'):
+            with chainer.using_config('common_num', N):
+                link(x)
+                twin = copy.deepcopy(link)
+                expected = link(x)
+                actual = twin(x)
+        numpy.testing.assert_array_equal(actual.array, expected.array)
+
+    @pytest.mark.parametrize('mode', ['init', 'copy', 'share'])
+    def test_repeat(self, algorithm, data, mode):
+        def make(linear):
+            with chainer.using_config('dtype', 'd'):
+                layer = linear(K, N * K)
+                fill(layer)
+                chain = layer.repeat(3, mode)
+            if mode == 'init':
+                fill(chain)
+            for i in (1, 3, 5):
+                chain.insert(i, F.tanh)
+            return chain
+
+        with chainer.using_config('common_num', N):
+            chain = make(L.Linear)
+            weights = {id(layer.W) for layer in chain[::2]}
+            arrays = {id(layer.W.array) for layer in chain[::2]}
+            actual = iterate(chain, *data)
+        assert len(weights) == 3
+        assert len(arrays) == (1 if mode == 'share' else 3)
+        uninstall()
+        assert_same_steps(actual, iterate(make(TiledLinear), *data))
+
+    def test_optimizer_state_through_npz(self, tmp_path, algorithm, data):
+        batches, weights = data
+
+        def make(seed):
+            model = Model()
+            fill(model, seed)
+            return model, chainer.optimizers.Adam(0.05).setup(model)
+
+        def train(model, optimizer, part):
+            for batch, weight in zip(batches[part], weights[part]):
+                model.cleargrads()
+                F.sum(model(batch) * weight).backward()
+                optimizer.update()
+
+        first, second = slice(3), slice(3, None)
+        model, optimizer = make(0)
+        resumed, resumed_optimizer = make(1)
+        with chainer.using_config('common_num', N):
+            train(model, optimizer, first)
+            save_npz(str(tmp_path / 'model'), model)
+            save_npz(str(tmp_path / 'optimizer'), optimizer)
+            load_npz(str(tmp_path / 'model'), resumed)
+            load_npz(str(tmp_path / 'optimizer'), resumed_optimizer)
+            train(model, optimizer, second)
+            train(resumed, resumed_optimizer, second)
+        for a, e in zip(params_of(resumed), params_of(model)):
+            numpy.testing.assert_array_equal(a, e)
+
+
+class TestWeightsOfAnotherWidth:
+    def reload(self, tmp_path, source, target):
+        path = str(tmp_path / 'link.npz')
+        save_npz(path, source)
+        load_npz(path, target)
+
+    # Blocks of one column are what NumPy would broadcast.
+    @pytest.mark.parametrize('k', [1, K])
+    @pytest.mark.parametrize('into_shared', [True, False])
+    def test_dense_and_shared_are_told_apart(self, tmp_path, k, into_shared):
+        dense, shared = L.Linear(N * k, OUT), L.Linear(k, OUT)
+        source, target = (dense, shared) if into_shared else (shared, dense)
+        before = target.W.array.copy()
+        with pytest.raises(ValueError) as info:
+            self.reload(tmp_path, source, target)
+        for words in (
+            f'cannot load a W of shape {source.W.shape}',
+            f'whose W has the shape {target.W.shape}',
+            f'{dense.W.shape} is the shape in an ordinary layer',
+            f'{shared.W.shape} that in a layer shared by',
+            f'by {N} blocks',
+            'Linear({}, {})'.format(*source.W.shape[::-1]),
+        ):
+            assert words in str(info.value)
+        numpy.testing.assert_array_equal(target.W.array, before)
+
+    def test_other_widths_are_refused(self, tmp_path):
+        with pytest.raises(ValueError) as info:
+            self.reload(tmp_path, L.Linear(5, OUT), L.Linear(3, OUT))
+        message = str(info.value)
+        assert f'{(OUT, 5)}' in message
+        assert f'{(OUT, 3)}' in message
+        assert 'shared' not in message
+
+    def test_no_width_is_refused(self, tmp_path):
+        path = str(tmp_path / 'link.npz')
+        numpy.savez(path, W=numpy.zeros((OUT, 0)), b=numpy.zeros(OUT))
+        message = r'\(4, 0\) into a Linear whose W has the shape \(4, 2\)$'
+        with pytest.raises(ValueError, match=message):
+            load_npz(path, L.Linear(K, OUT))
+
+    def test_serialize_presents_itself_as_the_original(self):
+        def original(self, serializer):
+            """What Chainer says of it."""
+
+        method = links._make_serialize(original)
+        assert method.__doc__ == 'What Chainer says of it.'
+        assert method.__qualname__ == original.__qualname__
+        assert method.__module__ == original.__module__
+
+    def test_within_a_chain(self, tmp_path):
+        with pytest.raises(ValueError, match='shared by 3 blocks'):
+            self.reload(
+                tmp_path,
+                chainer.Sequential(L.Linear(2, OUT), L.Linear(N * K, OUT)),
+                chainer.Sequential(L.Linear(2, OUT), L.Linear(K, OUT)),
+            )
+
+    @pytest.mark.parametrize('k', [1, K])
+    def test_hdf5(self, tmp_path, k):
+        h5py = pytest.importorskip('h5py')
+        path = str(tmp_path / 'link.h5')
+        save_hdf5(path, chainer.Sequential(L.Linear(N * k, OUT)))
+        with pytest.raises(ValueError, match='shared by 3 blocks'):
+            load_hdf5(path, chainer.Sequential(L.Linear(k, OUT)))
+        # Of a link that the file lacks there is not even a group.
+        link = L.Linear(k, OUT)
+        before = link.W.array.copy()
+        two = chainer.Sequential(L.Linear(N * k, OUT), link)
+        with h5py.File(path, 'r') as file:
+            HDF5Deserializer(file, strict=False).load(two)
+        numpy.testing.assert_array_equal(link.W.array, before)
+
+    @pytest.mark.parametrize('version', [(1, 0), (2, 0)])
+    def test_versions_of_the_format(self, tmp_path, version):
+        source, target = L.Linear(K, OUT), L.Linear(K, OUT)
+        path = str(tmp_path / 'link.npz')
+        with zipfile.ZipFile(path, 'w') as archive:
+            for param in source.params():
+                with archive.open(param.name + '.npy', 'w') as file:
+                    numpy.lib.format.write_array(file, param.array, version)
+        load_npz(path, target)
+        numpy.testing.assert_array_equal(target.W.array, source.W.array)
+
+    def test_other_links_of_a_subclass_are_serialized(self, tmp_path):
+        class Extra(chainer.Link):
+            extra = 0
+
+            def serialize(self, serializer):
+                super().serialize(serializer)
+                self.extra = serializer('extra', self.extra)
+
+        class Both(L.Linear, Extra):
+            pass
+
+        source, target = Both(K, OUT), Both(K, OUT)
+        source.extra = 7
+        self.reload(tmp_path, source, target)
+        assert target.extra == 7
+        numpy.testing.assert_array_equal(target.W.array, source.W.array)
+
+    def test_links_whose_W_is_no_matrix_of_parameters(self, tmp_path):
+        without = L.Linear(K, OUT)
+        del without.W
+        self.reload(tmp_path, without, without)
+        vector = L.Linear(K, OUT)
+        with vector.init_scope():
+            vector.W = chainer.Parameter(0, (OUT,))
+        with pytest.raises(ValueError, match='cannot load a W of shape'):
+            self.reload(tmp_path, L.Linear(K, OUT), vector)
+
+    @pytest.mark.parametrize('name', ['W', 'b'])
+    def test_objects_are_not_unpickled(self, tmp_path, name):
+        path = str(tmp_path / 'link.npz')
+        ran = tmp_path / 'ran'
+
+        class Trap:
+            def __reduce__(self):
+                return os.mkdir, (str(ran),)
+
+        arrays = {'W': numpy.zeros((OUT, K)), 'b': numpy.zeros(OUT)}
+        arrays[name] = numpy.array([Trap()], object)
+        numpy.savez(path, **arrays)
+        with pytest.raises(ValueError, match=name + ' is an array of objects'):
+            load_npz(path, L.Linear(K, OUT))
+        assert not ran.exists()
+        # It is the patch that keeps Chainer from that.
+        uninstall()
+        with pytest.raises(Exception):  # noqa: B017
+            load_npz(path, L.Linear(K, OUT))
+        assert ran.exists()
+
+    def test_deserializer_of_a_subclass_keeps_its_own_ways(self, tmp_path):
+        class Renaming(chainer.serializers.NpzDeserializer):
+            def __call__(self, key, value):
+                return super().__call__('old_' + key, value)
+
+        path = str(tmp_path / 'link.npz')
+        source = L.Linear(K, OUT)
+        numpy.savez(path, old_W=source.W.array, old_b=source.b.array)
+        target = L.Linear(K, OUT)
+        with numpy.load(path) as file:
+            Renaming(file).load(target)
+        numpy.testing.assert_array_equal(target.W.array, source.W.array)
+
+    def test_link_of_no_width_yet_is_loaded_as_such(self, tmp_path):
+        self.reload(tmp_path, L.Linear(None, OUT), L.Linear(None, OUT))
+        target = L.Linear(None, OUT)
+        self.reload(tmp_path, L.Linear(None, OUT), target)
+        assert target.W.array is None
+
+    def test_every_array_is_read_once(self, tmp_path, monkeypatch):
+        path = str(tmp_path / 'link.npz')
+        save_npz(path, L.Linear(K, OUT))
+        read = []
+        read_array = numpy.lib.format.read_array
+
+        def counted(*args, **kwargs):
+            read.append(read_array(*args, **kwargs))
+            return read[-1]
+
+        monkeypatch.setattr(numpy.lib.format, 'read_array', counted)
+        load_npz(path, L.Linear(K, OUT))
+        assert sorted(array.shape for array in read) == [(OUT,), (OUT, K)]
+
+    def test_missing_W_is_chainers_to_refuse(self, tmp_path):
+        path = str(tmp_path / 'link.npz')
+        numpy.savez(path, b=numpy.zeros(OUT, 'f'))
+        with pytest.raises(KeyError):
+            load_npz(path, L.Linear(K, OUT))
+        load_npz(path, L.Linear(K, OUT), strict=False)
+
+    def test_link_of_no_width_yet_becomes_shared(
+        self, random, tmp_path, algorithm
+    ):
+        shared, lazy = L.Linear(K, OUT), L.Linear(None, OUT)
+        fill(shared)
+        self.reload(tmp_path, shared, lazy)
+        x = random.randn(BATCH, N * K).astype('f')
+        with chainer.using_config('common_num', N):
+            y = lazy(x)
+            numpy.testing.assert_array_equal(y.array, shared(x).array)
+        assert lazy.W.shape == (OUT, K)
+        assert isinstance(y.creator_node, functions.SharedLinearFunction)
+
+    def test_link_of_no_width_yet_is_dense_on_its_own(self, random):
+        lazy = L.Linear(None, OUT)
+        with chainer.using_config('common_num', N):
+            lazy(random.randn(BATCH, N * K).astype('f'))
+        assert lazy.W.shape == (OUT, N * K)
+
+    def test_copyparams_from_dense_is_refused(self):
+        with pytest.raises(ValueError, match='broadcast'):
+            L.Linear(K, OUT).copyparams(L.Linear(N * K, OUT))
