@@ -21,28 +21,12 @@ from numpy.typing import DTypeLike
 
 
 def sum_dtype(x: NdArray | Variable, *dtypes: DTypeLike) -> numpy.dtype[Any]:
-    """Returns the dtype in which the sum of an array's blocks is multiplied.
+    """Returns the dtype in which a sum of blocks is kept and multiplied.
 
-    Blocks are summed in float32 at least. The sum of float16 blocks easily
-    exceeds float16's range, and rounding it would show in the product. NumPy
-    has no fast float16 product, so there the sum stays in float32. A GPU
-    multiplies float16 many times faster, so there it is rounded, once.
-
-    Args:
-        x (array or chainer.Variable): The array whose blocks are summed.
-        *dtypes (dtype): The dtypes of what the sum is multiplied with.
-
-    Returns:
-        numpy.dtype: The widest of all dtypes and, unless ``x`` is CuPy's,
-        float32.
-
-    .. admonition:: Example
-
-        >>> import numpy as np
-        >>> from chainer_shared_patch.blocks import sum_dtype
-        >>> sum_dtype(np.ones((2, 20), np.float16))
-        dtype('float32')
-
+    It is float32 at least: the sum of float16 blocks easily exceeds float16's
+    range, and rounding it would show in the product. NumPy has no fast float16
+    product, so there the sum stays in float32. A GPU multiplies float16 many
+    times faster, so there it is rounded, once.
     """
     least = x.dtype if isinstance(x, cuda.ndarray) else numpy.float32
     return numpy.result_type(x.dtype, least, *dtypes)

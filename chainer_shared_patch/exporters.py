@@ -15,28 +15,8 @@ import numpy
 def convert_shared_linear(params: Any) -> Any:
     """Converts a shared layer to the sum of its blocks and a narrow Gemm.
 
-    As in Chainer, the sum is computed in float32 at least and not rounded.
-
-    Args:
-        params (FunctionConverterParams): The function node and its names, as
-            ``onnx_chainer`` passes them to its converters.
-
-    Returns:
-        tuple: The nodes of the ONNX graph.
-
-    .. admonition:: Example
-
-        It is what ``onnx_chainer`` calls:
-
-        >>> from chainer_shared_patch import SharedLinear
-        >>> import numpy as np
-        >>> import onnx_chainer
-        >>> layer = SharedLinear(20, 5, common_num=10)
-        >>> x = np.ones((1, 20), np.float32)
-        >>> model = onnx_chainer.export(layer, x)
-        >>> [node.op_type for node in model.graph.node][-2:]
-        ['ReduceSum', 'Gemm']
-
+    ``onnx_chainer`` calls it with its parameters for converters. As in
+    Chainer, the sum is computed in float32 at least and not rounded.
     """
     from onnx_chainer import onnx_helper
     from onnx_chainer.functions.array import NP_TYPE_TO_TENSOR_TYPE

@@ -13,6 +13,8 @@ from hypothesis import settings
 import numpy
 import pytest
 
+from tests.helpers import ORDERS
+
 SCRIPTS = Path(__file__).parents[1] / 'scripts'
 MPIEXEC = runpy.run_path(str(SCRIPTS / 'mpiexec.py'))
 
@@ -43,6 +45,18 @@ def fresh_state():
 def algorithm(request):
     with chainer.using_config('shared_algorithm', request.param):
         yield request.param
+
+
+@pytest.fixture(params=ORDERS)
+def orders(request):
+    """An order as SharedLinear takes it, and as it is."""
+    return ORDERS[request.param]
+
+
+@pytest.fixture
+def double():
+    with chainer.using_config('dtype', 'd'):
+        yield
 
 
 @pytest.fixture

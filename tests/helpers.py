@@ -1,5 +1,6 @@
 """What several test files share: data, models, trainings and comparisons."""
 
+from chainer_shared_patch import SharedLinear
 import chainer
 from chainer.backends.cuda import to_cpu
 import chainer.functions as F
@@ -18,6 +19,13 @@ LAYOUTS = {
 N = 3
 K = 2
 SIZES = (4, N, K, 5)
+PERMUTATION = numpy.array([4, 0, 3, 5, 1, 2])
+# By hand: with 3 blocks of 2 columns, 0, 1 and 2 are neighbours.
+ORDERS = {
+    'contiguous': (None, numpy.arange(N * K)),
+    'interleaved': ('interleaved', numpy.array([0, 3, 1, 4, 2, 5])),
+    'permutation': (PERMUTATION, PERMUTATION),
+}
 
 
 def integers(random, limit=3):
@@ -188,6 +196,16 @@ def fill(link, seed=0):
     random = numpy.random.RandomState(seed)
     for _, param in sorted(link.namedparams()):
         param.array[...] = random.randn(*param.shape)
+
+
+def make_link(order=None, nobias=False, seed=0, in_size=N * K, common_num=N):
+    """Returns a SharedLinear of float64 whose parameters are filled."""
+    with chainer.using_config('dtype', 'd'):
+        link = SharedLinear(
+            in_size, SIZES[3], nobias, common_num=common_num, order=order
+        )
+    fill(link, seed)
+    return link
 
 
 def params_of(link):

@@ -8,9 +8,8 @@ import subprocess
 import sys
 import threading
 
-from chainer_shared_patch import SharedLinear, install, uninstall
+from chainer_shared_patch import SharedLinear, uninstall
 from chainer_shared_patch.config import check_divides
-from chainer_shared_patch.functions import shared_linear
 import chainer
 from chainer import (
     computational_graph,
@@ -26,10 +25,9 @@ import numpy
 import pytest
 
 from tests import helpers
-from tests.functions.test_double_backward import derivatives
 from tests.helpers import (
     DTYPES,
-    LAYOUTS,
+    PERMUTATION,
     SIZES,
     K,
     N,
@@ -42,6 +40,7 @@ from tests.helpers import (
     iterate,
     make_arrays,
     make_batches,
+    make_link,
     params_of,
     reference,
     to_cpu,
@@ -51,19 +50,13 @@ pytestmark = pytest.mark.arithmetic
 
 OUT = 5
 BATCH = 4
-PERMUTATION = numpy.array([4, 0, 3, 5, 1, 2])
-# By hand: with 3 blocks of 2 columns, 0, 1 and 2 are neighbours.
-ORDERS = {
-    'contiguous': (None, numpy.arange(N * K)),
-    'interleaved': ('interleaved', numpy.array([0, 3, 1, 4, 2, 5])),
-    'permutation': (PERMUTATION, PERMUTATION),
-}
 
 
-@pytest.fixture(params=ORDERS)
-def orders(request):
-    """An order as SharedLinear takes it, and as it is."""
-    return ORDERS[request.param]
+def widen(W, order, n=N):
+    """The weight of the dense layer, in the order of its inputs."""
+    wide = numpy.empty((len(W), len(order)), W.dtype)
+    wide[:, order] = numpy.tile(W, (1, n))
+    return wide
 
 
 # None: the patch is not installed. 2 is a number that x does not fit, and
@@ -78,58 +71,29 @@ def patch(request):
             yield
 
 
-@pytest.fixture
-def double():
-    with chainer.using_config('dtype', 'd'):
-        yield
-
-
-def make_link(order=None, nobias=False, seed=0, in_size=N * K, common_num=N):
-    with chainer.using_config('dtype', 'd'):
-        link = SharedLinear(
-            in_size, OUT, nobias, common_num=common_num, order=order
-        )
-    fill(link, seed)
-    return link
-
-
-def widen(W, order, n=N):
-    """The weight of the dense layer, in the order of its inputs."""
-    wide = numpy.empty((len(W), len(order)), W.dtype)
-    wide[:, order] = numpy.tile(W, (1, n))
-    return wide
-
-
 class TestArithmetic:
-    @pytest.mark.parametrize('nobias', [False, True])
-    @pytest.mark.parametrize('layout', LAYOUTS)
     @pytest.mark.parametrize('dtype', DTYPES)
-    @pytest.mark.parametrize('batch_size', [0, 1, 30])
-    def test_steps_against_float64(
-        self, random, algorithm, batch_size, dtype, layout, nobias
-    ):
+    @pytest.mark.parametrize('batch_size', [0, 30])
+    def test_steps_against_float64(self, random, algorithm, batch_size, dtype):
         n, k, out_size = 8, 20, 10
         x, W, b, gy = make_arrays(random.randn, batch_size, n, k, out_size)
         x, W, b, gy = (a.astype(dtype) for a in (x, W, b, gy))
         order = random.permutation(n * k)
         link = SharedLinear.from_params(
-            W, b, nobias, common_num=n, order=order
+            W, b, common_num=n, order=order
         ).to_device(helpers.DEVICE)
         link.cleargrads()
-        v = chainer.Variable(LAYOUTS[layout](helpers.DEVICE.send(x)))
+        v = chainer.Variable(helpers.DEVICE.send(x))
         y = link(v)
-        y.grad = LAYOUTS[layout](helpers.DEVICE.send(gy))
+        y.grad = helpers.DEVICE.send(gy)
         y.backward()
-        gx = to_cpu(v.grad)[:, order]
-        actual = [to_cpu(y.array), gx, to_cpu(link.W.grad)]
-        if not nobias:
-            actual.append(to_cpu(link.b.grad))
-        x = x[:, order]
-        assert_layer_close(actual, x, W, None if nobias else b, gy, n)
+        arrays = y.array, v.grad[:, order], link.W.grad, link.b.grad
+        actual = [to_cpu(array) for array in arrays]
+        assert_layer_close(actual, x[:, order], W, b, gy, n)
 
     @pytest.mark.parametrize('nobias', [False, True])
     def test_training_is_that_of_a_dense_layer(
-        self, random, algorithm, patch, orders, nobias
+        self, random, algorithm, orders, nobias
     ):
         given, order = orders
         link = make_link(given, nobias)
@@ -166,39 +130,21 @@ class TestArithmetic:
         y = link(numpy.zeros((0, N, K), 'f'))
         assert y.shape == (0, OUT)
 
-    @pytest.mark.parametrize('nobias', [False, True])
-    def test_double_backward(self, random, algorithm, patch, orders, nobias):
-        x, W, b, gy = make_arrays(random.randn, *SIZES)
-        link = make_link(orders[0], nobias).to_device(helpers.DEVICE)
+    def test_double_backward(self, random, algorithm, orders):
+        *arrays, gy = make_arrays(random.randn, *SIZES)
+        link = make_link(orders[0]).to_device(helpers.DEVICE)
 
-        def forward(x, W, *b):
-            link.W, (link.b,) = W, b or (None,)
+        def forward(x, W, b):
+            link.W, link.b = W, b
             return F.tanh(link(x))
 
-        arrays = (x, W) if nobias else (x, W, b)
         gg = tuple(random.randn(*a.shape) for a in arrays)
-        arrays, gy, gg = (helpers.DEVICE.send(a) for a in (arrays, gy, gg))
+        arrays, gy, gg = (
+            helpers.DEVICE.send(a) for a in (tuple(arrays), gy, gg)
+        )
         gradient_check.check_backward(forward, arrays, gy, dtype='d')
         gradient_check.check_double_backward(
             forward, arrays, gy, gg, dtype='d'
-        )
-
-    def test_three_orders_of_derivatives(self, random, algorithm, orders):
-        given, order = orders
-        order = helpers.DEVICE.send(order)
-        in_order = helpers.DEVICE.send(numpy.eye(N * K)[orders[1]])
-        *arrays, _ = make_arrays(random.randn, *SIZES)
-        weights = [[random.randn(*a.shape) for a in arrays] for _ in range(3)]
-
-        def shared(x, W, b):
-            return shared_linear(x, W, b, N, None if given is None else order)
-
-        def dense(x, W, b):
-            return F.linear(x, F.matmul(F.concat([W] * N), in_order), b)
-
-        assert_same_steps(
-            derivatives(shared, arrays, weights, 1),
-            derivatives(dense, arrays, weights, 1),
         )
 
     def test_mixed16(self, random, algorithm):
@@ -254,16 +200,16 @@ print(link(numpy.array([[1, 10, 100, 1000]], 'f')).array)
 class TestWrongInput:
     @pytest.mark.parametrize('type_check', [True, False])
     @pytest.mark.parametrize('columns', [0, K, 2 * K, N * K + 1, 2 * N * K])
-    def test_wrong_width(self, orders, patch, type_check, columns):
-        # 2 * K is what a common_num of 2 would take.
+    def test_wrong_width(self, type_check, columns):
         x = numpy.zeros((BATCH, columns))
         message = re.escape(f'{columns} != {N} * {K}')
         with chainer.using_config('type_check', type_check):
-            with pytest.raises(InvalidType, match=message):
-                make_link(orders[0])(x)
+            with chainer.using_config('common_num', 2):
+                with pytest.raises(InvalidType, match=message):
+                    make_link(PERMUTATION)(x)
 
     @pytest.mark.parametrize('type_check', [True, False])
-    def test_wrong_kinds(self, patch, type_check):
+    def test_wrong_kinds(self, type_check):
         with chainer.using_config('type_check', type_check):
             for x, message in (
                 (numpy.zeros((BATCH, N * K), 'i'), 'x.dtype.kind == f'),
@@ -286,11 +232,9 @@ class TestWrongInput:
 
 
 class TestArguments:
-    @pytest.mark.parametrize(
-        'common_num', [0, -1, 2.5, True, '10', None, numpy.nan]
-    )
+    @pytest.mark.parametrize('common_num', [0, 2.5, True, '10', None])
     def test_common_num(self, common_num):
-        message = f'common_num of SharedLinear .* {common_num!r}$'
+        message = rf'SharedLinear\(\): common_num .* {common_num!r}$'
         with pytest.raises(ValueError, match=message):
             SharedLinear(10, OUT, common_num=common_num)
         with pytest.raises(ValueError, match=message):
@@ -323,17 +267,15 @@ class TestArguments:
         assert y.shape == (BATCH, OUT)
 
     @pytest.mark.parametrize('in_size', [0, -2])
-    @pytest.mark.parametrize('order', [None, [0, 1]])
-    def test_no_width(self, in_size, order):
+    def test_no_width(self, in_size):
         message = f'in_size must be at least 1, but is {in_size}$'
         with pytest.raises(ValueError, match=message):
-            SharedLinear(in_size, OUT, common_num=2, order=order)
+            SharedLinear(in_size, OUT, common_num=2)
 
     def test_no_width_of_the_first_input(self):
         with pytest.raises(ValueError, match='in_size must be at least 1'):
             SharedLinear(OUT, common_num=2)(numpy.zeros((BATCH, 0), 'f'))
 
-    @pytest.mark.parametrize('in_size', [N * K, None])
     @pytest.mark.parametrize(
         ('order', 'mistake'),
         [
@@ -348,9 +290,10 @@ class TestArguments:
             ([0, 1, 2, 3, 4, -1], '5 is missing'),
         ],
     )
-    def test_order(self, in_size, order, mistake):
-        with pytest.raises(ValueError, match='order must be .*' + mistake):
-            SharedLinear(in_size, OUT, common_num=N, order=order)
+    def test_order(self, order, mistake):
+        message = r'SharedLinear\(\): order must be .*' + mistake
+        with pytest.raises(ValueError, match=message):
+            SharedLinear(None, OUT, common_num=N, order=order)
 
     def test_order_of_another_length(self):
         with pytest.raises(ValueError, match=r'6, but its shape is \(3,\)'):
@@ -604,9 +547,7 @@ COPIES = {
 
 class TestCopies:
     @pytest.mark.parametrize('make_copy', COPIES.values(), ids=COPIES)
-    def test_copy_computes_the_same(
-        self, random, tmp_path, patch, orders, make_copy
-    ):
+    def test_copy_computes_the_same(self, random, tmp_path, orders, make_copy):
         link = make_link(orders[0])
         twin = make_copy(link, tmp_path)
         x = random.randn(BATCH, N * K)
@@ -660,47 +601,24 @@ class TestCopies:
         [
             lambda: SharedLinear(2 * K, OUT, common_num=2),
             lambda: L.Linear(K, OUT),
+            lambda: SharedLinear(N, OUT, common_num=N),
+            lambda: SharedLinear(None, 1, common_num=N),
+            lambda: SharedLinear(N * K, OUT, True, common_num=N),
         ],
-        ids=['another common_num', 'Linear'],
+        ids=['common_num', 'Linear', 'in_size', 'out_size', 'nobias'],
     )
     def test_copyparams_of_another_kind_is_refused(self, make):
-        source = make()
-        target = make_link()
+        source, target = make(), make_link()
         before = params_of(target)
-        with pytest.raises(ValueError) as info:
+        with pytest.raises(ValueError, match='cannot copy') as info:
             target.copyparams(source)
         assert str(source) in str(info.value)
         assert str(target) in str(info.value)
         for a, e in zip(params_of(target), before):
             numpy.testing.assert_array_equal(a, e)
-
-    @pytest.mark.parametrize(
-        ('make', 'message'),
-        [
-            (
-                lambda: SharedLinear(N, OUT, common_num=N),
-                r'W .*1\) there.*2\)',
-            ),
-            (
-                lambda: SharedLinear(None, 1, common_num=N),
-                r'W .*\(1, None\) there, but \(5, 2\) here',
-            ),
-            (
-                lambda: SharedLinear(N * K, OUT, True, common_num=N),
-                r'b .* None there, but \(5,\) here',
-            ),
-        ],
-        ids=['narrower', 'out_size', 'nobias'],
-    )
-    def test_copyparams_of_other_shapes_is_refused(self, make, message):
-        target, other = make_link(), make()
-        before = params_of(target)
-        with pytest.raises(ValueError, match=message):
-            target.copyparams(other)
-        for a, e in zip(params_of(target), before):
-            numpy.testing.assert_array_equal(a, e)
-        with pytest.raises(ValueError, match='cannot copy'):
-            other.copyparams(target)
+        if isinstance(source, SharedLinear):
+            with pytest.raises(ValueError, match='cannot copy'):
+                source.copyparams(target)
 
     def test_within_a_sequential(self, random, orders):
         numpy.random.seed(0)
@@ -741,271 +659,6 @@ class TestCopies:
         assert not make_link(PERMUTATION)._persistent
 
 
-class TestSerialization:
-    @pytest.fixture
-    def path(self, tmp_path):
-        return str(tmp_path / 'link.npz')
-
-    def check_refused(self, path, target, *words, **kwargs):
-        before = copy.deepcopy(target)
-        with pytest.raises(ValueError) as info:
-            load_npz(path, target, **kwargs)
-        for word in words:
-            assert word in str(info.value)
-        assert str(target) == str(before)
-        for a, e in zip(target.params(), before.params()):
-            numpy.testing.assert_array_equal(a.array, e.array)
-
-    def save(self, path, **changes):
-        """Saves a link some of whose arrays are others."""
-        save_npz(path, make_link(PERMUTATION))
-        with numpy.load(path) as file:
-            arrays = {**file, **changes}
-        numpy.savez(path, **{k: a for k, a in arrays.items() if a is not None})
-
-    @pytest.mark.parametrize('strict', [True, False])
-    def test_bias_that_the_link_lacks(self, path, strict):
-        save_npz(path, make_link())
-        target = make_link(nobias=True)
-        self.check_refused(path, target, 'with a bias', strict=strict)
-
-    def test_file_holds_no_pickles(self, path, orders):
-        link = make_link(orders[0])
-        save_npz(path, link)
-        with numpy.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        assert sorted(arrays) == ['W', 'b', 'common_num', 'order']
-        assert arrays['common_num'] == N
-        expected = [] if link.order is None else link.order
-        numpy.testing.assert_array_equal(arrays['order'], expected)
-
-    @pytest.mark.parametrize('installed', [True, False])
-    @pytest.mark.parametrize('other', ORDERS)
-    def test_order_is_that_of_the_file(
-        self, random, path, orders, other, installed
-    ):
-        if not installed:
-            uninstall()
-        source = make_link(orders[0])
-        save_npz(path, source)
-        target = make_link(ORDERS[other][0], seed=1)
-        load_npz(path, target)
-        x = random.randn(BATCH, N * K)
-        numpy.testing.assert_array_equal(target(x).array, source(x).array)
-
-    @pytest.mark.parametrize('other', [None, 'interleaved'])
-    def test_into_a_link_of_no_width_yet(
-        self, random, path, orders, double, other
-    ):
-        source = make_link(orders[0])
-        save_npz(path, source)
-        target = SharedLinear(None, OUT, common_num=N, order=other)
-        load_npz(path, target)
-        x = random.randn(BATCH, N * K)
-        numpy.testing.assert_array_equal(target(x).array, source(x).array)
-        assert str(target) == str(source)
-        with pytest.raises(InvalidType):
-            target(numpy.zeros((BATCH, N * K + N)))
-
-    def test_file_of_a_link_of_no_width_yet(self, random, path):
-        lazy = SharedLinear(None, OUT, common_num=N, order='interleaved')
-        save_npz(path, lazy)
-        with numpy.load(path, allow_pickle=False) as file:
-            assert file['order'].dtype == numpy.int64
-        for target in (
-            SharedLinear(None, OUT, common_num=N, order='interleaved'),
-            SharedLinear(N * K, OUT, common_num=N, order='interleaved'),
-        ):
-            load_npz(path, target)
-            target(numpy.zeros((BATCH, N * K), 'f'))
-            numpy.testing.assert_array_equal(
-                target.order, ORDERS['interleaved'][1]
-            )
-
-    @pytest.mark.parametrize('in_size', [N * K, None])
-    @pytest.mark.parametrize('strict', [True, False])
-    def test_another_common_num(self, path, in_size, strict):
-        save_npz(path, make_link(in_size=2 * K, common_num=2))
-        target = SharedLinear(in_size, OUT, common_num=N)
-        words = 'with common_num 2 into one with common_num 3'
-        self.check_refused(path, target, words, strict=strict)
-
-    @pytest.mark.parametrize('order', ORDERS)
-    @pytest.mark.parametrize('in_size', [N * K, None])
-    @pytest.mark.parametrize('strict', [True, False])
-    @pytest.mark.parametrize('columns', [K, N * K])
-    def test_file_of_a_linear(self, path, order, in_size, strict, columns):
-        save_npz(path, L.Linear(columns, OUT))
-        target = SharedLinear(
-            in_size, OUT, common_num=N, order=ORDERS[order][0]
-        )
-        words = (
-            'cannot load a Linear',
-            f'{(OUT, columns)}',
-            'chainer_shared_patch.share',
-            'SharedLinear.from_params',
-        )
-        self.check_refused(path, target, *words, strict=strict)
-
-    @pytest.mark.parametrize(
-        'changes',
-        [
-            {'order': numpy.array([0, 1, 2, 3, 4, numpy.nan])},
-            {'order': numpy.array([0, 1, 2, 3, 4, 4])},
-            {'order': numpy.arange(4)},
-            {'order': numpy.arange(9)},
-            {'order': None},
-            {'common_num': None},
-            {'common_num': numpy.array(numpy.nan)},
-            {'common_num': numpy.array([N, N])},
-            {'W': numpy.ones((OUT, 1))},
-            {'W': numpy.ones((1, K))},
-            {'W': numpy.ones(K)},
-            {'W': numpy.ones((OUT, 2 * K))},
-            {'b': numpy.ones(1)},
-            {'order': numpy.array([None, 1], object)},
-            {'b': numpy.array([None, 1], object)},
-        ],
-        ids=str,
-    )
-    @pytest.mark.parametrize('strict', [True, False])
-    def test_broken_file(self, path, changes, strict):
-        self.save(path, **changes)
-        target = make_link('interleaved', seed=1)
-        self.check_refused(path, target, strict=strict)
-
-    @pytest.mark.parametrize(
-        'W', [numpy.ones((1, K)), numpy.ones(K), numpy.ones((OUT, 2 * K))]
-    )
-    def test_broken_file_into_a_link_of_no_width_yet(self, path, W):
-        self.save(path, W=W)
-        target = SharedLinear(None, OUT, common_num=N, order='interleaved')
-        self.check_refused(path, target)
-        assert target.W.array is None
-
-    @pytest.mark.parametrize('missing', ['W', 'b'])
-    def test_missing_parameter(self, path, missing):
-        self.save(path, **{missing: None})
-        target = make_link('interleaved', seed=1)
-        before = params_of(target)
-        with pytest.raises(KeyError, match=missing):
-            load_npz(path, target)
-        for a, e in zip(params_of(target), before):
-            numpy.testing.assert_array_equal(a, e)
-        load_npz(path, target, strict=False)
-        # An order without its W would be of no use.
-        expected = ORDERS['interleaved'][1] if missing == 'W' else PERMUTATION
-        numpy.testing.assert_array_equal(target.order, expected)
-
-    @pytest.mark.parametrize('name', ['W', 'b', 'order', 'common_num'])
-    def test_objects_are_not_unpickled(self, path, tmp_path, name):
-        ran = tmp_path / 'ran'
-
-        class Trap:
-            def __reduce__(self):
-                return os.mkdir, (str(ran),)
-
-        self.save(path, **{name: numpy.array([Trap()], object)})
-        uninstall()
-        with pytest.raises(ValueError, match=name + ' is an array of objects'):
-            load_npz(path, make_link())
-        assert not ran.exists()
-
-    def test_path(self, random, path):
-        model = chainer.Sequential(make_link(PERMUTATION), F.relu)
-        save_npz(path, model)
-        target = make_link(seed=1)
-        load_npz(path, target, path='0/')
-        x = random.randn(BATCH, N * K)
-        numpy.testing.assert_array_equal(target(x).array, model[0](x).array)
-        untouched = make_link('interleaved', seed=1)
-        with pytest.raises(KeyError):
-            load_npz(path, untouched, path='1/')
-        load_npz(path, untouched, path='1/', strict=False)
-        expected = make_link('interleaved', seed=1)
-        numpy.testing.assert_array_equal(untouched(x).array, expected(x).array)
-
-    def test_ignore_names(self, path):
-        save_npz(path, make_link(PERMUTATION))
-        target = make_link('interleaved', seed=1)
-        load_npz(path, target, ignore_names=['W'])
-        numpy.testing.assert_array_equal(
-            target.order, ORDERS['interleaved'][1]
-        )
-
-    @pytest.mark.parametrize('in_size', [K, None])
-    @pytest.mark.parametrize('strict', [True, False])
-    def test_linear_refuses_an_order(self, path, in_size, strict):
-        save_npz(path, make_link(PERMUTATION))
-        target = L.Linear(in_size, OUT)
-        words = 'with common_num 3 and an order', 'SharedLinear'
-        self.check_refused(path, target, *words, strict=strict)
-
-    def test_linear_that_the_patch_shares_takes_contiguous_blocks(
-        self, random, path, double
-    ):
-        source = make_link()
-        save_npz(path, source)
-        target = L.Linear(K, OUT)
-        load_npz(path, target)
-        x = random.randn(BATCH, N * K)
-        with chainer.using_config('common_num', N):
-            numpy.testing.assert_array_equal(target(x).array, source(x).array)
-        with pytest.raises(InvalidType):
-            target(x)
-        self.check_refused(path, L.Linear(N * K, OUT), f'shared by {N} blocks')
-
-    def test_linear_with_an_order_of_its_own(self, path):
-        class Ordered(L.Linear):
-            def __init__(self):
-                super().__init__(K, OUT)
-                self.add_persistent('order', numpy.arange(3))
-
-        source, target = Ordered(), Ordered()
-        source.order = numpy.array([2, 1, 0])
-        save_npz(path, source)
-        load_npz(path, target)
-        numpy.testing.assert_array_equal(target.order, [2, 1, 0])
-
-    def test_other_links_of_a_subclass_are_serialized(self, path):
-        class Extra(chainer.Link):
-            extra = 0
-
-            def serialize(self, serializer):
-                super().serialize(serializer)
-                self.extra = serializer('extra', self.extra)
-
-        class Both(SharedLinear, Extra):
-            pass
-
-        source, target = (Both(N * K, OUT, common_num=N) for _ in range(2))
-        source.extra = 7
-        save_npz(path, source)
-        load_npz(path, target)
-        assert target.extra == 7
-
-    def test_hdf5(self, random, tmp_path, orders, double):
-        pytest.importorskip('h5py')
-        path = str(tmp_path / 'link.h5')
-        source = make_link(orders[0])
-        chainer.serializers.save_hdf5(path, source)
-        x = random.randn(BATCH, N * K)
-        lazy = SharedLinear(None, OUT, common_num=N)
-        for target in (make_link('interleaved', seed=1), lazy):
-            chainer.serializers.load_hdf5(path, target)
-            numpy.testing.assert_array_equal(target(x).array, source(x).array)
-        with pytest.raises(ValueError, match='common_num 3 into .* 2$'):
-            chainer.serializers.load_hdf5(
-                path, make_link(in_size=2 * K, common_num=2)
-            )
-        if orders[0] is not None:
-            with pytest.raises(ValueError, match='an order of its inputs'):
-                chainer.serializers.load_hdf5(path, L.Linear(K, OUT))
-        chainer.serializers.save_hdf5(path, L.Linear(K, OUT))
-        with pytest.raises(ValueError, match='cannot load a Linear'):
-            chainer.serializers.load_hdf5(path, make_link(orders[0]))
-
-
 class StaticChain(chainer.Chain):
     def __init__(self, order, dtype):
         super().__init__()
@@ -1018,9 +671,9 @@ class StaticChain(chainer.Chain):
         return self.l2(F.relu(self.l1(x)))
 
 
-@pytest.mark.parametrize('dtype', DTYPES)
-def test_static_graph(random, algorithm, patch, orders, dtype):
-    # As in test_graph: the integers are so small that all results are exact.
+def test_static_graph(random, algorithm, orders):
+    # The integers are so small that all results are exact.
+    dtype = 'f'
     draw = integers(random, 1)
     static = StaticChain(orders[0], dtype).to_device(helpers.DEVICE)
     expected_chain = StaticChain(orders[0], 'd')
@@ -1112,19 +765,3 @@ def test_forward_changes_nothing_on_the_link(random, algorithm):
         numpy.testing.assert_array_equal(y, expected)
     assert vars(link).keys() == before.keys()
     assert all(vars(link)[name] is value for name, value in before.items())
-
-
-def test_graph_survives_the_patch(random, algorithm):
-    x, W, b, gy = make_arrays(integers(random), *SIZES)
-    link = SharedLinear.from_params(W, b, common_num=N, order=PERMUTATION)
-    for before, after in ((install, uninstall), (uninstall, install)):
-        before()
-        link.cleargrads()
-        v = chainer.Variable(x)
-        y = link(v)
-        after()
-        y.grad = gy
-        y.backward()
-        expected = reference(x[:, PERMUTATION], W, b, gy, N)
-        numpy.testing.assert_array_equal(v.grad[:, PERMUTATION], expected[1])
-        numpy.testing.assert_array_equal(link.W.grad, expected[2])

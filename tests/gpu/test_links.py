@@ -7,11 +7,17 @@ from chainer.serializers import load_npz, save_npz
 import numpy
 import pytest
 
-from tests.helpers import SIZES, K, N, integers, make_arrays, reference
-from tests.test_links import (  # noqa: F401
+from tests.helpers import (
     PERMUTATION,
+    SIZES,
+    K,
+    N,
+    integers,
+    make_arrays,
+    reference,
+)
+from tests.test_links import (  # noqa: F401
     TestArithmetic,
-    orders,
     patch,
     test_static_graph,
 )

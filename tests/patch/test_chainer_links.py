@@ -1,20 +1,15 @@
 import copy
-import os
 from pathlib import Path
 import pickle
 import re
-import zipfile
 
-from chainer_shared_patch import functions, links, uninstall
+from chainer_shared_patch import uninstall
 import chainer
 import chainer.functions as F
 import chainer.links as L
 from chainer.links.rnn.n_step_rnn import NStepRNNBase
 from chainer.serializers import (
-    HDF5Deserializer,
-    load_hdf5,
     load_npz,
-    save_hdf5,
     save_npz,
 )
 from chainer.utils.type_check import InvalidType
@@ -193,20 +188,6 @@ class TestLinksOfFullyConnectedLayers:
         # A gradient of zero would agree with anything.
         for step in expected:
             assert all(abs(a).max() > 0 for a in step)
-
-    def test_without_the_patch(self, random, name):
-        batch = random.randn(BATCH, TIME * width(name))
-        uninstall()
-        with chainer.using_config('common_num', N):
-            with pytest.raises(InvalidType, match='LinearFunction'):
-                Unrolled(*LINKS[name])(batch)
-
-    def test_wrong_width(self, random, name):
-        batch = random.randn(BATCH, TIME * (width(name) + 1))
-        message = re.escape(f'x.shape[1] == {N} * W.shape[1]')
-        with chainer.using_config('common_num', N):
-            with pytest.raises(InvalidType, match=message):
-                Unrolled(*LINKS[name])(batch)
 
     def test_of_the_full_width_is_bit_identical(self, random, name):
         data = make_batches(random, columns=TIME * K, out_size=1)
@@ -506,199 +487,3 @@ class TestCopies:
             train(resumed, resumed_optimizer, second)
         for a, e in zip(params_of(resumed), params_of(model)):
             numpy.testing.assert_array_equal(a, e)
-
-
-class TestWeightsOfAnotherWidth:
-    def reload(self, tmp_path, source, target):
-        path = str(tmp_path / 'link.npz')
-        save_npz(path, source)
-        load_npz(path, target)
-
-    # Blocks of one column are what NumPy would broadcast.
-    @pytest.mark.parametrize('k', [1, K])
-    @pytest.mark.parametrize('into_shared', [True, False])
-    def test_dense_and_shared_are_told_apart(self, tmp_path, k, into_shared):
-        dense, shared = L.Linear(N * k, OUT), L.Linear(k, OUT)
-        source, target = (dense, shared) if into_shared else (shared, dense)
-        before = target.W.array.copy()
-        with pytest.raises(ValueError) as info:
-            self.reload(tmp_path, source, target)
-        for words in (
-            f'cannot load a W of shape {source.W.shape}',
-            f'whose W has the shape {target.W.shape}',
-            f'{dense.W.shape} is the shape in an ordinary layer',
-            f'{shared.W.shape} that in a layer shared by',
-            f'by {N} blocks',
-            'Linear({}, {})'.format(*source.W.shape[::-1]),
-        ):
-            assert words in str(info.value)
-        numpy.testing.assert_array_equal(target.W.array, before)
-
-    def test_other_widths_are_refused(self, tmp_path):
-        with pytest.raises(ValueError) as info:
-            self.reload(tmp_path, L.Linear(5, OUT), L.Linear(3, OUT))
-        message = str(info.value)
-        assert f'{(OUT, 5)}' in message
-        assert f'{(OUT, 3)}' in message
-        assert 'shared' not in message
-
-    def test_no_width_is_refused(self, tmp_path):
-        path = str(tmp_path / 'link.npz')
-        numpy.savez(path, W=numpy.zeros((OUT, 0)), b=numpy.zeros(OUT))
-        message = r'\(4, 0\) into a Linear whose W has the shape \(4, 2\)$'
-        with pytest.raises(ValueError, match=message):
-            load_npz(path, L.Linear(K, OUT))
-
-    def test_serialize_presents_itself_as_the_original(self):
-        def original(self, serializer):
-            """What Chainer says of it."""
-
-        method = links._make_serialize(original)
-        assert method.__doc__ == 'What Chainer says of it.'
-        assert method.__qualname__ == original.__qualname__
-        assert method.__module__ == original.__module__
-
-    def test_within_a_chain(self, tmp_path):
-        with pytest.raises(ValueError, match='shared by 3 blocks'):
-            self.reload(
-                tmp_path,
-                chainer.Sequential(L.Linear(2, OUT), L.Linear(N * K, OUT)),
-                chainer.Sequential(L.Linear(2, OUT), L.Linear(K, OUT)),
-            )
-
-    @pytest.mark.parametrize('k', [1, K])
-    def test_hdf5(self, tmp_path, k):
-        h5py = pytest.importorskip('h5py')
-        path = str(tmp_path / 'link.h5')
-        save_hdf5(path, chainer.Sequential(L.Linear(N * k, OUT)))
-        with pytest.raises(ValueError, match='shared by 3 blocks'):
-            load_hdf5(path, chainer.Sequential(L.Linear(k, OUT)))
-        # Of a link that the file lacks there is not even a group.
-        link = L.Linear(k, OUT)
-        before = link.W.array.copy()
-        two = chainer.Sequential(L.Linear(N * k, OUT), link)
-        with h5py.File(path, 'r') as file:
-            HDF5Deserializer(file, strict=False).load(two)
-        numpy.testing.assert_array_equal(link.W.array, before)
-
-    @pytest.mark.parametrize('version', [(1, 0), (2, 0)])
-    def test_versions_of_the_format(self, tmp_path, version):
-        source, target = L.Linear(K, OUT), L.Linear(K, OUT)
-        path = str(tmp_path / 'link.npz')
-        with zipfile.ZipFile(path, 'w') as archive:
-            for param in source.params():
-                with archive.open(param.name + '.npy', 'w') as file:
-                    numpy.lib.format.write_array(file, param.array, version)
-        load_npz(path, target)
-        numpy.testing.assert_array_equal(target.W.array, source.W.array)
-
-    def test_other_links_of_a_subclass_are_serialized(self, tmp_path):
-        class Extra(chainer.Link):
-            extra = 0
-
-            def serialize(self, serializer):
-                super().serialize(serializer)
-                self.extra = serializer('extra', self.extra)
-
-        class Both(L.Linear, Extra):
-            pass
-
-        source, target = Both(K, OUT), Both(K, OUT)
-        source.extra = 7
-        self.reload(tmp_path, source, target)
-        assert target.extra == 7
-        numpy.testing.assert_array_equal(target.W.array, source.W.array)
-
-    def test_links_whose_W_is_no_matrix_of_parameters(self, tmp_path):
-        without = L.Linear(K, OUT)
-        del without.W
-        self.reload(tmp_path, without, without)
-        vector = L.Linear(K, OUT)
-        with vector.init_scope():
-            vector.W = chainer.Parameter(0, (OUT,))
-        with pytest.raises(ValueError, match='cannot load a W of shape'):
-            self.reload(tmp_path, L.Linear(K, OUT), vector)
-
-    @pytest.mark.parametrize('name', ['W', 'b'])
-    def test_objects_are_not_unpickled(self, tmp_path, name):
-        path = str(tmp_path / 'link.npz')
-        ran = tmp_path / 'ran'
-
-        class Trap:
-            def __reduce__(self):
-                return os.mkdir, (str(ran),)
-
-        arrays = {'W': numpy.zeros((OUT, K)), 'b': numpy.zeros(OUT)}
-        arrays[name] = numpy.array([Trap()], object)
-        numpy.savez(path, **arrays)
-        with pytest.raises(ValueError, match=name + ' is an array of objects'):
-            load_npz(path, L.Linear(K, OUT))
-        assert not ran.exists()
-        # It is the patch that keeps Chainer from that.
-        uninstall()
-        with pytest.raises(Exception):  # noqa: B017
-            load_npz(path, L.Linear(K, OUT))
-        assert ran.exists()
-
-    def test_deserializer_of_a_subclass_keeps_its_own_ways(self, tmp_path):
-        class Renaming(chainer.serializers.NpzDeserializer):
-            def __call__(self, key, value):
-                return super().__call__('old_' + key, value)
-
-        path = str(tmp_path / 'link.npz')
-        source = L.Linear(K, OUT)
-        numpy.savez(path, old_W=source.W.array, old_b=source.b.array)
-        target = L.Linear(K, OUT)
-        with numpy.load(path) as file:
-            Renaming(file).load(target)
-        numpy.testing.assert_array_equal(target.W.array, source.W.array)
-
-    def test_link_of_no_width_yet_is_loaded_as_such(self, tmp_path):
-        self.reload(tmp_path, L.Linear(None, OUT), L.Linear(None, OUT))
-        target = L.Linear(None, OUT)
-        self.reload(tmp_path, L.Linear(None, OUT), target)
-        assert target.W.array is None
-
-    def test_every_array_is_read_once(self, tmp_path, monkeypatch):
-        path = str(tmp_path / 'link.npz')
-        save_npz(path, L.Linear(K, OUT))
-        read = []
-        read_array = numpy.lib.format.read_array
-
-        def counted(*args, **kwargs):
-            read.append(read_array(*args, **kwargs))
-            return read[-1]
-
-        monkeypatch.setattr(numpy.lib.format, 'read_array', counted)
-        load_npz(path, L.Linear(K, OUT))
-        assert sorted(array.shape for array in read) == [(OUT,), (OUT, K)]
-
-    def test_missing_W_is_chainers_to_refuse(self, tmp_path):
-        path = str(tmp_path / 'link.npz')
-        numpy.savez(path, b=numpy.zeros(OUT, 'f'))
-        with pytest.raises(KeyError):
-            load_npz(path, L.Linear(K, OUT))
-        load_npz(path, L.Linear(K, OUT), strict=False)
-
-    def test_link_of_no_width_yet_becomes_shared(
-        self, random, tmp_path, algorithm
-    ):
-        shared, lazy = L.Linear(K, OUT), L.Linear(None, OUT)
-        fill(shared)
-        self.reload(tmp_path, shared, lazy)
-        x = random.randn(BATCH, N * K).astype('f')
-        with chainer.using_config('common_num', N):
-            y = lazy(x)
-            numpy.testing.assert_array_equal(y.array, shared(x).array)
-        assert lazy.W.shape == (OUT, K)
-        assert isinstance(y.creator_node, functions.SharedLinearFunction)
-
-    def test_link_of_no_width_yet_is_dense_on_its_own(self, random):
-        lazy = L.Linear(None, OUT)
-        with chainer.using_config('common_num', N):
-            lazy(random.randn(BATCH, N * K).astype('f'))
-        assert lazy.W.shape == (OUT, N * K)
-
-    def test_copyparams_from_dense_is_refused(self):
-        with pytest.raises(ValueError, match='broadcast'):
-            L.Linear(K, OUT).copyparams(L.Linear(N * K, OUT))

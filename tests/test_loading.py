@@ -1,0 +1,426 @@
+"""Files of linear layers, ordinary and shared, and what is refused."""
+
+import copy
+
+from chainer_shared_patch import SharedLinear, functions, uninstall
+import chainer
+import chainer.functions as F
+import chainer.links as L
+from chainer.serializers import (
+    HDF5Deserializer,
+    load_hdf5,
+    load_npz,
+    save_hdf5,
+    save_npz,
+)
+from chainer.utils.type_check import InvalidType
+import numpy
+import pytest
+
+from tests.helpers import (
+    ORDERS,
+    PERMUTATION,
+    K,
+    N,
+    fill,
+    make_link,
+    params_of,
+)
+
+OUT = 5
+BATCH = 4
+
+
+class TestLinear:
+    def reload(self, tmp_path, source, target):
+        path = str(tmp_path / 'link.npz')
+        save_npz(path, source)
+        load_npz(path, target)
+
+    # Blocks of one column are what NumPy would broadcast.
+    @pytest.mark.parametrize('k', [1, K])
+    @pytest.mark.parametrize('into_shared', [True, False])
+    def test_dense_and_shared_are_told_apart(self, tmp_path, k, into_shared):
+        dense, shared = L.Linear(N * k, OUT), L.Linear(k, OUT)
+        source, target = (dense, shared) if into_shared else (shared, dense)
+        before = target.W.array.copy()
+        with pytest.raises(ValueError) as info:
+            self.reload(tmp_path, source, target)
+        for words in (
+            f'cannot load a W of shape {source.W.shape}',
+            f'whose W has the shape {target.W.shape}',
+            f'{dense.W.shape} is the shape in an ordinary layer',
+            f'{shared.W.shape} that in a layer shared by',
+            f'by {N} blocks',
+            'Linear({}, {})'.format(*source.W.shape[::-1]),
+        ):
+            assert words in str(info.value)
+        numpy.testing.assert_array_equal(target.W.array, before)
+
+    def test_other_widths_are_refused(self, tmp_path):
+        with pytest.raises(ValueError) as info:
+            self.reload(tmp_path, L.Linear(5, OUT), L.Linear(3, OUT))
+        message = str(info.value)
+        assert f'{(OUT, 5)}' in message
+        assert f'{(OUT, 3)}' in message
+        assert 'shared' not in message
+
+    def test_no_width_is_refused(self, tmp_path):
+        path = str(tmp_path / 'link.npz')
+        numpy.savez(path, W=numpy.zeros((OUT, 0)), b=numpy.zeros(OUT))
+        message = r'\(4, 0\) into a Linear whose W has the shape \(4, 2\)$'
+        with pytest.raises(ValueError, match=message):
+            load_npz(path, L.Linear(K, OUT))
+
+    def test_within_a_chain(self, tmp_path):
+        with pytest.raises(ValueError, match='shared by 3 blocks'):
+            self.reload(
+                tmp_path,
+                chainer.Sequential(L.Linear(2, OUT), L.Linear(N * K, OUT)),
+                chainer.Sequential(L.Linear(2, OUT), L.Linear(K, OUT)),
+            )
+
+    @pytest.mark.parametrize('k', [1, K])
+    def test_hdf5(self, tmp_path, k):
+        h5py = pytest.importorskip('h5py')
+        path = str(tmp_path / 'link.h5')
+        save_hdf5(path, chainer.Sequential(L.Linear(N * k, OUT)))
+        with pytest.raises(ValueError, match='shared by 3 blocks'):
+            load_hdf5(path, chainer.Sequential(L.Linear(k, OUT)))
+        # Of a link that the file lacks there is not even a group.
+        link = L.Linear(k, OUT)
+        before = link.W.array.copy()
+        two = chainer.Sequential(L.Linear(N * k, OUT), link)
+        with h5py.File(path, 'r') as file:
+            HDF5Deserializer(file, strict=False).load(two)
+        numpy.testing.assert_array_equal(link.W.array, before)
+
+    def test_other_links_of_a_subclass_are_serialized(self, tmp_path):
+        class Extra(chainer.Link):
+            extra = 0
+
+            def serialize(self, serializer):
+                super().serialize(serializer)
+                self.extra = serializer('extra', self.extra)
+
+        class Both(L.Linear, Extra):
+            pass
+
+        source, target = Both(K, OUT), Both(K, OUT)
+        source.extra = 7
+        self.reload(tmp_path, source, target)
+        assert target.extra == 7
+        numpy.testing.assert_array_equal(target.W.array, source.W.array)
+
+    def test_links_whose_W_is_no_matrix_of_parameters(self, tmp_path):
+        without = L.Linear(K, OUT)
+        del without.W
+        self.reload(tmp_path, without, without)
+        vector = L.Linear(K, OUT)
+        with vector.init_scope():
+            vector.W = chainer.Parameter(0, (OUT,))
+        with pytest.raises(ValueError, match='cannot load a W of shape'):
+            self.reload(tmp_path, L.Linear(K, OUT), vector)
+
+    def test_deserializer_of_a_subclass_keeps_its_own_ways(self, tmp_path):
+        class Renaming(chainer.serializers.NpzDeserializer):
+            def __call__(self, key, value):
+                return super().__call__('old_' + key, value)
+
+        path = str(tmp_path / 'link.npz')
+        source = L.Linear(K, OUT)
+        numpy.savez(path, old_W=source.W.array, old_b=source.b.array)
+        target = L.Linear(K, OUT)
+        with numpy.load(path) as file:
+            Renaming(file).load(target)
+        numpy.testing.assert_array_equal(target.W.array, source.W.array)
+
+    def test_link_of_no_width_yet_is_loaded_as_such(self, tmp_path):
+        self.reload(tmp_path, L.Linear(None, OUT), L.Linear(None, OUT))
+        target = L.Linear(None, OUT)
+        self.reload(tmp_path, L.Linear(None, OUT), target)
+        assert target.W.array is None
+
+    def test_every_array_is_read_once(self, tmp_path, monkeypatch):
+        path = str(tmp_path / 'link.npz')
+        save_npz(path, L.Linear(K, OUT))
+        read = []
+        read_array = numpy.lib.format.read_array
+
+        def counted(*args, **kwargs):
+            read.append(read_array(*args, **kwargs))
+            return read[-1]
+
+        monkeypatch.setattr(numpy.lib.format, 'read_array', counted)
+        load_npz(path, L.Linear(K, OUT))
+        assert sorted(array.shape for array in read) == [(OUT,), (OUT, K)]
+
+    def test_missing_W_is_chainers_to_refuse(self, tmp_path):
+        path = str(tmp_path / 'link.npz')
+        numpy.savez(path, b=numpy.zeros(OUT, 'f'))
+        with pytest.raises(KeyError):
+            load_npz(path, L.Linear(K, OUT))
+        load_npz(path, L.Linear(K, OUT), strict=False)
+
+    def test_link_of_no_width_yet_becomes_shared(
+        self, random, tmp_path, algorithm
+    ):
+        shared, lazy = L.Linear(K, OUT), L.Linear(None, OUT)
+        fill(shared)
+        self.reload(tmp_path, shared, lazy)
+        x = random.randn(BATCH, N * K).astype('f')
+        with chainer.using_config('common_num', N):
+            y = lazy(x)
+            numpy.testing.assert_array_equal(y.array, shared(x).array)
+        assert lazy.W.shape == (OUT, K)
+        assert isinstance(y.creator_node, functions.SharedLinearFunction)
+
+    def test_link_of_no_width_yet_is_dense_on_its_own(self, random):
+        lazy = L.Linear(None, OUT)
+        with chainer.using_config('common_num', N):
+            lazy(random.randn(BATCH, N * K).astype('f'))
+        assert lazy.W.shape == (OUT, N * K)
+
+    def test_copyparams_from_dense_is_refused(self):
+        with pytest.raises(ValueError, match='broadcast'):
+            L.Linear(K, OUT).copyparams(L.Linear(N * K, OUT))
+
+
+class TestSharedLinear:
+    @pytest.fixture
+    def path(self, tmp_path):
+        return str(tmp_path / 'link.npz')
+
+    def check_refused(self, path, target, *words, **kwargs):
+        before = copy.deepcopy(target)
+        with pytest.raises(ValueError) as info:
+            load_npz(path, target, **kwargs)
+        for word in words:
+            assert word in str(info.value)
+        assert str(target) == str(before)
+        for a, e in zip(target.params(), before.params()):
+            numpy.testing.assert_array_equal(a.array, e.array)
+
+    def save(self, path, **changes):
+        """Saves a link some of whose arrays are others."""
+        save_npz(path, make_link(PERMUTATION))
+        with numpy.load(path) as file:
+            arrays = {**file, **changes}
+        numpy.savez(path, **{k: a for k, a in arrays.items() if a is not None})
+
+    @pytest.mark.parametrize('strict', [True, False])
+    def test_bias_that_the_link_lacks(self, path, strict):
+        save_npz(path, make_link())
+        target = make_link(nobias=True)
+        self.check_refused(path, target, 'with a bias', strict=strict)
+
+    def test_file_holds_no_pickles(self, path, orders):
+        link = make_link(orders[0])
+        save_npz(path, link)
+        with numpy.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        assert sorted(arrays) == ['W', 'b', 'common_num', 'order']
+        assert arrays['common_num'] == N
+        expected = [] if link.order is None else link.order
+        numpy.testing.assert_array_equal(arrays['order'], expected)
+
+    @pytest.mark.parametrize('other', ORDERS)
+    def test_order_is_that_of_the_file(self, random, path, orders, other):
+        uninstall()
+        source = make_link(orders[0])
+        save_npz(path, source)
+        target = make_link(ORDERS[other][0], seed=1)
+        load_npz(path, target)
+        x = random.randn(BATCH, N * K)
+        numpy.testing.assert_array_equal(target(x).array, source(x).array)
+
+    @pytest.mark.parametrize('other', [None, 'interleaved'])
+    def test_into_a_link_of_no_width_yet(
+        self, random, path, orders, double, other
+    ):
+        source = make_link(orders[0])
+        save_npz(path, source)
+        target = SharedLinear(None, OUT, common_num=N, order=other)
+        load_npz(path, target)
+        x = random.randn(BATCH, N * K)
+        numpy.testing.assert_array_equal(target(x).array, source(x).array)
+        assert str(target) == str(source)
+        with pytest.raises(InvalidType):
+            target(numpy.zeros((BATCH, N * K + N)))
+
+    def test_file_of_a_link_of_no_width_yet(self, random, path):
+        lazy = SharedLinear(None, OUT, common_num=N, order='interleaved')
+        save_npz(path, lazy)
+        with numpy.load(path, allow_pickle=False) as file:
+            assert file['order'].dtype == numpy.int64
+        for target in (
+            SharedLinear(None, OUT, common_num=N, order='interleaved'),
+            SharedLinear(N * K, OUT, common_num=N, order='interleaved'),
+        ):
+            load_npz(path, target)
+            target(numpy.zeros((BATCH, N * K), 'f'))
+            numpy.testing.assert_array_equal(
+                target.order, ORDERS['interleaved'][1]
+            )
+
+    @pytest.mark.parametrize('in_size', [N * K, None])
+    @pytest.mark.parametrize('strict', [True, False])
+    def test_another_common_num(self, path, in_size, strict):
+        save_npz(path, make_link(in_size=2 * K, common_num=2))
+        target = SharedLinear(in_size, OUT, common_num=N)
+        words = 'with common_num 2 into one with common_num 3'
+        self.check_refused(path, target, words, strict=strict)
+
+    @pytest.mark.parametrize('strict', [True, False])
+    @pytest.mark.parametrize('columns', [K, N * K])
+    def test_file_of_a_linear(self, path, strict, columns):
+        save_npz(path, L.Linear(columns, OUT))
+        target = make_link(PERMUTATION)
+        words = (
+            'cannot load a Linear',
+            f'{(OUT, columns)}',
+            'chainer_shared_patch.share',
+            'SharedLinear.from_params',
+        )
+        self.check_refused(path, target, *words, strict=strict)
+
+    @pytest.mark.parametrize(
+        'changes',
+        [
+            {'order': numpy.array([0, 1, 2, 3, 4, numpy.nan])},
+            {'order': numpy.array([0, 1, 2, 3, 4, 4])},
+            {'order': numpy.arange(4)},
+            {'order': numpy.arange(9)},
+            {'order': None},
+            {'common_num': None},
+            {'common_num': numpy.array(numpy.nan)},
+            {'common_num': numpy.array([N, N])},
+            {'W': numpy.ones((OUT, 1))},
+            {'W': numpy.ones((1, K))},
+            {'W': numpy.ones(K)},
+            {'W': numpy.ones((OUT, 2 * K))},
+            {'b': numpy.ones(1)},
+            {'order': numpy.array([None, 1], object)},
+            {'b': numpy.array([None, 1], object)},
+        ],
+        ids=str,
+    )
+    def test_broken_file(self, path, changes):
+        self.save(path, **changes)
+        self.check_refused(path, make_link('interleaved', seed=1))
+
+    @pytest.mark.parametrize(
+        'W', [numpy.ones((1, K)), numpy.ones(K), numpy.ones((OUT, 2 * K))]
+    )
+    def test_broken_file_into_a_link_of_no_width_yet(self, path, W):
+        self.save(path, W=W)
+        target = SharedLinear(None, OUT, common_num=N, order='interleaved')
+        self.check_refused(path, target)
+        assert target.W.array is None
+
+    @pytest.mark.parametrize('missing', ['W', 'b'])
+    def test_missing_parameter(self, path, missing):
+        self.save(path, **{missing: None})
+        target = make_link('interleaved', seed=1)
+        before = params_of(target)
+        with pytest.raises(KeyError, match=missing):
+            load_npz(path, target)
+        for a, e in zip(params_of(target), before):
+            numpy.testing.assert_array_equal(a, e)
+        load_npz(path, target, strict=False)
+        # An order without its W would be of no use.
+        expected = ORDERS['interleaved'][1] if missing == 'W' else PERMUTATION
+        numpy.testing.assert_array_equal(target.order, expected)
+
+    def test_path(self, random, path):
+        model = chainer.Sequential(make_link(PERMUTATION), F.relu)
+        save_npz(path, model)
+        target = make_link(seed=1)
+        load_npz(path, target, path='0/')
+        x = random.randn(BATCH, N * K)
+        numpy.testing.assert_array_equal(target(x).array, model[0](x).array)
+        untouched = make_link('interleaved', seed=1)
+        with pytest.raises(KeyError):
+            load_npz(path, untouched, path='1/')
+        load_npz(path, untouched, path='1/', strict=False)
+        expected = make_link('interleaved', seed=1)
+        numpy.testing.assert_array_equal(untouched(x).array, expected(x).array)
+
+    def test_ignore_names(self, path):
+        save_npz(path, make_link(PERMUTATION))
+        target = make_link('interleaved', seed=1)
+        load_npz(path, target, ignore_names=['W'])
+        numpy.testing.assert_array_equal(
+            target.order, ORDERS['interleaved'][1]
+        )
+
+    @pytest.mark.parametrize('in_size', [K, None])
+    def test_linear_refuses_an_order(self, path, in_size):
+        save_npz(path, make_link(PERMUTATION))
+        target = L.Linear(in_size, OUT)
+        words = 'with common_num 3 and an order', 'SharedLinear'
+        self.check_refused(path, target, *words)
+
+    def test_linear_that_the_patch_shares_takes_contiguous_blocks(
+        self, random, path, double
+    ):
+        source = make_link()
+        save_npz(path, source)
+        target = L.Linear(K, OUT)
+        load_npz(path, target)
+        x = random.randn(BATCH, N * K)
+        with chainer.using_config('common_num', N):
+            numpy.testing.assert_array_equal(target(x).array, source(x).array)
+        with pytest.raises(InvalidType):
+            target(x)
+        self.check_refused(path, L.Linear(N * K, OUT), f'shared by {N} blocks')
+
+    def test_linear_with_an_order_of_its_own(self, path):
+        class Ordered(L.Linear):
+            def __init__(self):
+                super().__init__(K, OUT)
+                self.add_persistent('order', numpy.arange(3))
+
+        source, target = Ordered(), Ordered()
+        source.order = numpy.array([2, 1, 0])
+        save_npz(path, source)
+        load_npz(path, target)
+        numpy.testing.assert_array_equal(target.order, [2, 1, 0])
+
+    def test_other_links_of_a_subclass_are_serialized(self, path):
+        class Extra(chainer.Link):
+            extra = 0
+
+            def serialize(self, serializer):
+                super().serialize(serializer)
+                self.extra = serializer('extra', self.extra)
+
+        class Both(SharedLinear, Extra):
+            pass
+
+        source, target = (Both(N * K, OUT, common_num=N) for _ in range(2))
+        source.extra = 7
+        save_npz(path, source)
+        load_npz(path, target)
+        assert target.extra == 7
+
+    def test_hdf5(self, random, tmp_path, orders, double):
+        pytest.importorskip('h5py')
+        path = str(tmp_path / 'link.h5')
+        source = make_link(orders[0])
+        chainer.serializers.save_hdf5(path, source)
+        x = random.randn(BATCH, N * K)
+        lazy = SharedLinear(None, OUT, common_num=N)
+        for target in (make_link('interleaved', seed=1), lazy):
+            chainer.serializers.load_hdf5(path, target)
+            numpy.testing.assert_array_equal(target(x).array, source(x).array)
+        with pytest.raises(ValueError, match='common_num 3 into .* 2$'):
+            chainer.serializers.load_hdf5(
+                path, make_link(in_size=2 * K, common_num=2)
+            )
+        if orders[0] is not None:
+            with pytest.raises(ValueError, match='an order of its inputs'):
+                chainer.serializers.load_hdf5(path, L.Linear(K, OUT))
+        chainer.serializers.save_hdf5(path, L.Linear(K, OUT))
+        with pytest.raises(ValueError, match='cannot load a Linear'):
+            chainer.serializers.load_hdf5(path, make_link(orders[0]))
