@@ -148,6 +148,12 @@ def check_order(
     )
 
 
+def check_model(model: Any) -> None:
+    """Raises an error if a model is not a link."""
+    if not isinstance(model, chainer.Link):
+        raise TypeError(f'model must be a chainer.Link, but is {model!r}')
+
+
 def parse_common_num(text: str, setting: str) -> int:
     """Reads a ``common_num`` from a string.
 

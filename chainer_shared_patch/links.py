@@ -188,12 +188,6 @@ class _FirstBlock(chainer.initializer.Initializer):
         array[...] = wide[:, :k]
 
 
-def check_model(model: Any) -> None:
-    """Raises an error if a model is not a link."""
-    if not isinstance(model, chainer.Link):
-        raise TypeError(f'model must be a chainer.Link, but is {model!r}')
-
-
 def _fit(here: Any, there: Any) -> bool:
     """Tells whether shapes are equal, where the sizes are known."""
     if here is None or there is None:

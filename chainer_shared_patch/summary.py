@@ -11,8 +11,8 @@ import itertools
 import textwrap
 from typing import Any, NamedTuple, Union
 
+from chainer_shared_patch.config import check_model
 from chainer_shared_patch.functions import SharedLinearFunction
-from chainer_shared_patch.links import check_model
 import chainer
 from chainer.function_node import FunctionNode
 from chainer.functions.connection.convolution_2d import Convolution2DFunction

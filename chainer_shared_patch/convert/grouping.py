@@ -1,4 +1,4 @@
-"""Groups the columns of a trained weight that are to share."""
+"""Groups the columns of a trained weight that are to share; averages them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import numpy
 
 # The time and memory of grouping grow with the square of the columns.
 _AT_ONCE = 2048
+# How many rows of a weight are averaged at a time.
+_ROWS = 256
 
 
 def group_columns(
@@ -51,7 +53,7 @@ def group_columns(
     .. admonition:: Example
 
         >>> import numpy as np
-        >>> from chainer_shared_patch.grouping import group_columns
+        >>> from chainer_shared_patch.convert.grouping import group_columns
         >>> W = np.array([[1., 5., 5.1, 1.1, 5.2, 1.2]])
         >>> group_columns(W, 3, np.ones(6)).reshape(3, 2)
         array([[0, 1],
@@ -157,3 +159,28 @@ def _exchange(
             break
         members = numpy.argsort(group, kind='stable').reshape(members.shape)
     return members
+
+
+def average_columns(
+    W: numpy.ndarray,
+    common_num: int,
+    order: numpy.ndarray | None,
+    weights: numpy.ndarray,
+) -> tuple[numpy.ndarray, float]:
+    """Returns the means of the columns that share, and the error of these."""
+    if order is None:
+        order = numpy.arange(W.shape[1])
+    weights = weights[order].reshape(common_num, -1)
+    weights = weights / weights.sum(axis=0)
+    narrow = numpy.empty((len(W), weights.shape[1]), W.dtype)
+    squares = error = 0.0
+    for first in range(0, len(W), _ROWS):  # to save memory
+        rows = slice(first, first + _ROWS)
+        blocks = W[rows][:, order].astype('d')
+        blocks = blocks.reshape(len(blocks), common_num, -1)
+        means = numpy.einsum('bnk,nk->bk', blocks, weights)
+        narrow[rows] = means
+        squares += numpy.einsum('bnk,bnk', blocks, blocks)
+        blocks -= means[:, None]
+        error += numpy.einsum('bnk,bnk', blocks, blocks)
+    return narrow, float(numpy.sqrt(error / (squares or 1)))

@@ -11,10 +11,10 @@ from chainer_shared_patch import (
     SharedLinear,
     convert,
     expand,
-    grouping,
     share,
     uninstall,
 )
+from chainer_shared_patch.convert import grouping
 import chainer
 from chainer import link_hooks, optimizer_hooks, optimizers, training
 import chainer.functions as F
@@ -332,7 +332,7 @@ class TestWeights:
 
     def test_many_rows(self, random):
         """They are averaged a few at a time."""
-        rows = 2 * convert._ROWS + 3
+        rows = 2 * grouping._ROWS + 3
         model = chainer.Sequential(L.Linear(6, rows))
         fill(model)
         W = model[0].W.array.copy()
@@ -379,7 +379,7 @@ class TestWeights:
         tracemalloc.stop()
         # The mean, its copy in the link and its gradient; a few rows, once as
         # they are and twice in float64; whether each element is finite.
-        rows = convert._ROWS * n * k
+        rows = grouping._ROWS * n * k
         assert averaged < 3 * narrow + rows * (4 + 8 + 8) + n * k * out_size
 
 

@@ -2,8 +2,8 @@
 
 import tracemalloc
 
-from chainer_shared_patch import grouping
-from chainer_shared_patch.grouping import group_columns
+from chainer_shared_patch.convert import grouping
+from chainer_shared_patch.convert.grouping import group_columns
 import numpy
 import pytest
 from scipy.optimize import linear_sum_assignment
