@@ -60,12 +60,15 @@ def check_common_num(value: Any, setting: str) -> int:
     )
 
 
-def check_divides(common_num: int, in_size: int) -> None:
+def check_divides(
+    common_num: int, in_size: int, setting: str = 'common_num'
+) -> None:
     """Checks that a layer's input can be cut into equal blocks.
 
     Args:
         common_num (int): The number of blocks, at least 1.
         in_size (int): The width of the input.
+        setting (str): The number's name in the error message.
 
     Raises:
         ValueError: If ``in_size`` is less than 1, or ``common_num`` does not
@@ -84,8 +87,9 @@ def check_divides(common_num: int, in_size: int) -> None:
         nearby = [n for n in divisors if n < common_num][-1:]
         nearby += [n for n in divisors if n > common_num][:1]
         raise ValueError(
-            'common_num must divide in_size, but in_size is {} and '
+            '{} must divide in_size, but in_size is {} and '
             'common_num is {}; try {}'.format(
+                setting,
                 in_size,
                 common_num,
                 '{} or {}'.format(*nearby)
@@ -98,7 +102,8 @@ def check_divides(common_num: int, in_size: int) -> None:
 def check_order(
     order: Any,
     in_size: int | None,
-    names: str = "None, 'interleaved'",
+    others: str = "None, 'interleaved'",
+    setting: str = 'order',
 ) -> numpy.ndarray:
     """Checks that a value is a permutation.
 
@@ -106,7 +111,8 @@ def check_order(
         order (object): The value.
         in_size (int): The length that it must have. If ``None``, it may have
             any.
-        names (str): What else may be given instead, for the error message.
+        others (str): What else may be given instead, for the error message.
+        setting (str): The value's name in the error message.
 
     Returns:
         numpy.ndarray: A copy, of shape ``(in_size,)`` and dtype int64.
@@ -139,19 +145,22 @@ def check_order(
         missing = numpy.setdiff1d(everything, array)
         mistake = f'{missing[0]} is missing'
     raise ValueError(
-        'order must be {} or a permutation of the integers below in_size{}, '
+        '{} must be {} or a permutation of the integers below in_size{}, '
         'but {}'.format(
-            names,
+            setting,
+            others,
             '' if in_size is None else f', {in_size}',
             mistake,
         )
     )
 
 
-def check_model(model: Any) -> None:
+def check_model(call: str, model: Any) -> None:
     """Raises an error if a model is not a link."""
     if not isinstance(model, chainer.Link):
-        raise TypeError(f'model must be a chainer.Link, but is {model!r}')
+        raise TypeError(
+            f'{call}(): model must be a chainer.Link, but is {model!r}'
+        )
 
 
 def parse_common_num(text: str, setting: str) -> int:

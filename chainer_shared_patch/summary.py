@@ -229,7 +229,7 @@ def summary(model: Link, x: Any) -> Summary:
         Size of the parameters: 3,539,640 bytes (dense: 6,779,640 bytes)
 
     """
-    check_model(model)
+    check_model('summary', model)
     calls = _Calls(_copy(model))
     random_state = numpy.random.get_state()
     try:

@@ -7,25 +7,31 @@ from typing import Any, SupportsIndex
 
 from chainer_shared_patch.blocks import tile_blocks
 from chainer_shared_patch.config import check_model
-from chainer_shared_patch.convert.calibrate import check_batches, refit, watch
+from chainer_shared_patch.convert.calibrate import (
+    Batches,
+    check_inputs,
+    refit,
+    watch,
+)
 from chainer_shared_patch.convert.choose import (
     Layer,
     LayerOrder,
     check_link,
     choose_layers,
 )
-from chainer_shared_patch.convert.fold import check_pairs, fold_order
+from chainer_shared_patch.convert.fold import check_fold, fold_order
 from chainer_shared_patch.convert.grouping import (
     average_columns,
     group_columns,
 )
-from chainer_shared_patch.convert.replace import Changes, new_update_rule
+from chainer_shared_patch.convert.replace import Changes, attach_bias
 from chainer_shared_patch.convert.report import SharedLayer, ShareReport
 from chainer_shared_patch.functions import VariableOrArray
 from chainer_shared_patch.links import SharedLinear
+import chainer
 from chainer.backends.cuda import to_cpu
 from chainer.link import Link
-from chainer.variable import Parameter
+from chainer.links.connection.linear import Linear
 import numpy
 
 __all__ = ['ShareReport', 'SharedLayer', 'expand', 'share']
@@ -125,68 +131,59 @@ def share(
         ((1000, 196), (10, 100))
 
     """
-    check_model(model)
+    check_model('share', model)
     layers = choose_layers(model, common_num, order)
-    pairs = check_pairs(model, layers, {} if fold is None else fold)
-    batches = check_batches(inputs)
+    folded_into = check_fold(model, layers, fold)
+    batches = check_inputs(inputs)
     if add_bias and not batches:
-        raise ValueError('add_bias of share has no effect without inputs')
+        raise ValueError('share(): add_bias has no effect without inputs')
     if batches:
         layers = watch(model, layers, batches)
-    changes = Changes(model)
-    with changes.undo:
-        reports = []
-        for layer in layers:
-            reports.append(_share_layer(changes, layer, batches, add_bias))
-        for path, target in pairs.items():
+    with Changes(model) as changes:
+        rows = [
+            _share_layer(changes, layer, batches, add_bias) for layer in layers
+        ]
+        for path, target in folded_into.items():
             fold_order(changes, path, target, batches)
-        changes.keep()
     return ShareReport(
         tuple(
-            each._replace(folded_into=pairs.get(each.path)) for each in reports
+            row._replace(folded_into=folded_into.get(row.path)) for row in rows
         ),
         tuple(changes.restarted),
     )
 
 
 def _share_layer(
-    changes: Changes,
-    layer: Layer,
-    batches: list[tuple[Any, ...]],
-    add_bias: bool,
+    changes: Changes, layer: Layer, batches: Batches, add_bias: bool
 ) -> SharedLayer:
-    link: Any = layer.link
-    path, n = layer.path, layer.common_num
+    """Replaces a layer by a shared one."""
+    link, n, order = layer.link, layer.common_num, layer.order
     W = to_cpu(link.W.array)
     weights = numpy.ones(W.shape[1])
-    if layer.squares.any():
+    if numpy.any(layer.squares):
         # A little more, for inputs that are zero in these few examples.
         weights = layer.squares / layer.squares.mean() + 0.01
-    order = layer.order
     if isinstance(order, str):
-        grouped = order == 'grouped'
-        order = group_columns(W, n, weights) if grouped else None
+        order = group_columns(W, n, weights)
     narrow, weight_error = average_columns(W, n, order, weights)
-    bias, output_error = None, None
+    bias = output_error = None
     if batches:
         has_bias = add_bias or link.b is not None
         narrow, bias, output_error = refit(
             changes.model, layer, batches, order, narrow, has_bias
         )
-    new = changes.replace(
-        path, link, W.shape[1], narrow, common_num=n, order=order
+    shared = SharedLinear.from_params(
+        narrow, nobias=True, common_num=n, order=order
     )
+    changes.replace(layer.path, link, shared)
     if bias is not None:
-        if new.b is None:
-            with new.init_scope():
-                new.b = Parameter(numpy.zeros(len(W), W.dtype))
-            new.b.to_device(link.device)
-            new.b.update_rule = new_update_rule(link.W.update_rule)
-        changes.set_array(new.b, bias)
+        if shared.b is None:
+            attach_bias(shared)
+        changes.set_array(shared.b, bias)
     return SharedLayer(
-        path,
+        layer.path,
         n,
-        new.count_params(),
+        shared.count_params(),
         link.count_params(),
         weight_error,
         output_error,
@@ -222,27 +219,27 @@ def expand(model: Link) -> None:
         (5, 20)
 
     """
-    check_model(model)
+    check_model('expand', model)
+    if isinstance(model, SharedLinear):
+        raise ValueError(
+            'expand(): model must hold the SharedLinear links, but is one '
+            'itself: put it into a chainer.Sequential'
+        )
     links = {
         path: link
         for path, link in model.namedlinks()
         if isinstance(link, SharedLinear)
     }
-    if isinstance(model, SharedLinear):
-        raise ValueError(
-            'expand replaces the SharedLinear links in a model, but cannot '
-            'replace the model itself: put it into a chainer.Sequential'
-        )
     for path, link in links.items():
         if type(link) is not SharedLinear:
             raise ValueError(
-                f'{path} cannot be expanded, because it is of class '
-                f'{type(link).__name__}, which may compute something else'
+                f'expand(): {path} is of class {type(link).__name__}, which '
+                'may compute something else than SharedLinear'
             )
-        check_link(model, path, link)
-    changes = Changes(model)
-    with changes.undo:
+        check_link('expand', model, path, link)
+    with Changes(model) as changes:
         for path, link in links.items():
-            W = tile_blocks(link.W.array, link.common_num, link.order)
-            changes.replace(path, link, W.shape[1], W)
-        changes.keep()
+            W = to_cpu(tile_blocks(link.W.array, link.common_num, link.order))
+            with chainer.using_config('dtype', W.dtype):
+                ordinary = Linear(W.shape[1], W.shape[0], True, W)
+            changes.replace(path, link, ordinary)

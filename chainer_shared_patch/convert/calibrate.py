@@ -14,19 +14,17 @@ from chainer.link import Link
 from chainer.variable import Variable
 import numpy
 
-_Function = Callable[[numpy.ndarray, numpy.ndarray], None]
+Batches = list[tuple[Any, ...]]
+_Callback = Callable[[numpy.ndarray, numpy.ndarray], None]
 
 
-class _Refusal(ValueError):
-    """Raised while the model runs, by share and not by the model."""
-
-
-def check_batches(inputs: Any) -> list[tuple[Any, ...]]:
+def check_inputs(inputs: Any) -> Batches:
+    """Returns the batches, each as a tuple of arguments."""
     if inputs is None:
         return []
     if isinstance(inputs, chainer.dataset.Iterator):
         raise ValueError(
-            'inputs of share must be an array or an iterable of batches, not '
+            'share(): inputs must be an array or an iterable of batches, not '
             f'a {type(inputs).__name__}: its batches are lists of examples, '
             'and it may never end'
         )
@@ -36,14 +34,14 @@ def check_batches(inputs: Any) -> list[tuple[Any, ...]]:
         inputs = iter(inputs)
     except TypeError:
         raise TypeError(
-            'inputs of share must be an array or an iterable of batches, but '
+            'share(): inputs must be an array or an iterable of batches, but '
             f'are {inputs!r}'
         ) from None
     batches = [
         batch if isinstance(batch, tuple) else (batch,) for batch in inputs
     ]
     if not batches:
-        raise ValueError('inputs of share must hold at least one batch')
+        raise ValueError('share(): inputs must hold at least one batch')
     return batches
 
 
@@ -52,32 +50,23 @@ class _Watch(chainer.LinkHook):
 
     name = 'share'
 
-    def __init__(self, functions: Mapping[Any, _Function]) -> None:
-        self.functions = functions
+    def __init__(self, callbacks: Mapping[Any, _Callback]) -> None:
+        self.callbacks = callbacks
 
     def forward_postprocess(self, args: Any) -> None:
-        if args.link in self.functions:
-            x = args.args[0] if args.args else args.kwargs['x']
-            x, y = (to_cpu(chainer.as_array(array)) for array in (x, args.out))
-            out_size, columns = args.link.W.shape
-            rows = y.size // out_size
-            if x.size != rows * columns:
-                raise _Refusal(
-                    'share cannot share a layer that the patch already '
-                    f'shares: its W of shape {args.link.W.shape} is used for '
-                    f'{x.size // rows} columns of input'
-                )
-            self.functions[args.link](
-                x.reshape(rows, columns), y.reshape(rows, out_size)
-            )
+        callback = self.callbacks.get(args.link)
+        if callback is None or not args.out.size:
+            return
+        x = args.args[0] if args.args else args.kwargs['x']
+        x, y = (to_cpu(chainer.as_array(array)) for array in (x, args.out))
+        y = y.reshape(-1, args.link.out_size)
+        callback(x.reshape(len(y), -1), y)
 
 
 def run(
-    model: Link,
-    batches: list[tuple[Any, ...]],
-    functions: Mapping[Any, _Function],
+    model: Link, batches: Batches, callbacks: Mapping[Any, _Callback]
 ) -> list[Any]:
-    """Returns the model's outputs for all batches."""
+    """Returns the model's outputs; a link's callback sees its x and y."""
 
     def reset() -> None:
         for link in model.links():
@@ -89,49 +78,52 @@ def run(
         with chainer.using_config('train', False), chainer.no_backprop_mode():
             # A static graph would not call the links again.
             with chainer.using_config('use_static_graph', False):
-                with _Watch(functions):
+                with _Watch(callbacks):
                     return [model(*batch) for batch in batches]
     finally:
         reset()
 
 
-def watch(
-    model: Link, layers: list[Layer], batches: list[tuple[Any, ...]]
-) -> list[Layer]:
-    """Returns the layers in the order of their execution."""
+def watch(model: Link, layers: list[Layer], batches: Batches) -> list[Layer]:
+    """Records what the layers see; returns them in the order of execution."""
     reached: dict[Layer, None] = {}
 
-    def watch(layer: Layer, x: numpy.ndarray, y: numpy.ndarray) -> None:
+    def record(layer: Layer, x: numpy.ndarray, y: numpy.ndarray) -> None:
         reached.setdefault(layer)
-        layer.squares += numpy.einsum('bi,bi->i', x, x, dtype='d')
+        layer.squares = layer.squares + numpy.einsum(
+            'bi,bi->i', x, x, dtype='d'
+        )
         layer.outputs.append(y)
-        if not numpy.isfinite(layer.squares.sum() + y.sum(dtype='d')):
-            raise _Refusal(
-                'with the inputs of share, an input or output of '
-                f'{layer.path} is too large or not finite'
-            )
 
-    functions = {
-        layer.link: functools.partial(watch, layer) for layer in layers
-    }
     try:
-        run(model, batches, functions)
-    except _Refusal as error:
-        raise ValueError(str(error)) from None
+        run(
+            model,
+            batches,
+            {layer.link: functools.partial(record, layer) for layer in layers},
+        )
     except Exception as error:
+        types = ', '.join(type(each).__name__ for each in batches[0])
         raise ValueError(
-            'inputs of share must be an array or an iterable of batches that '
-            'the model can be called with; with batches of {}, it raises '
-            '{}: {}'.format(
-                ', '.join(type(each).__name__ for each in batches[0]),
-                type(error).__name__,
-                error,
-            )
+            'share(): inputs must be an array or an iterable of batches that '
+            f'the model can be called with; with batches of {types}, it '
+            f'raises {type(error).__name__}: {error}'
         ) from error
     for layer in layers:
-        if not sum(map(len, layer.outputs)):
+        if layer not in reached:
+            raise ValueError(f'share(): the inputs never reach {layer.path}')
+    for layer in reached:
+        columns = len(layer.squares)
+        if columns != layer.link.W.shape[1]:
             raise ValueError(
-                f'the inputs given to share never reach {layer.path}'
+                f'share(): {layer.path} is already shared by the patch: its W '
+                f'of shape {layer.link.W.shape} is used for {columns} columns '
+                'of input'
+            )
+        total = sum(y.sum(dtype='d') for y in layer.outputs)
+        if not numpy.isfinite(layer.squares.sum() + total):
+            raise ValueError(
+                f'share(): with the inputs, an input or output of {layer.path}'
+                ' is too large or not finite'
             )
     return list(reached)
 
@@ -139,58 +131,61 @@ def watch(
 def refit(
     model: Link,
     layer: Layer,
-    batches: list[tuple[Any, ...]],
+    batches: Batches,
     order: numpy.ndarray | None,
     W: numpy.ndarray,
     has_bias: bool,
 ) -> tuple[numpy.ndarray, numpy.ndarray | None, float]:
-    """Returns W, perhaps a bias, and the relative error of the outputs.
-
-    The new W and bias solve a ridge regression (Hoerl and Kennard, 1970) that
-    shrinks what is added to W; with fewer examples than columns, in its dual
-    variables (Saunders, Gammerman and Vovk, "Ridge regression learning
-    algorithm in dual variables", 1998). The ridge is 3 % of the mean
-    eigenvalue, so the condition number is bounded by the number of columns
-    over 0.03, whatever the inputs are.
-    """
+    """Returns W, perhaps a bias, and the relative error of the outputs."""
     sums: list[Any] = []
 
-    def watch(x: numpy.ndarray, y: numpy.ndarray) -> None:
+    def record(x: numpy.ndarray, y: numpy.ndarray) -> None:
         sums.append(sum_blocks(x, layer.common_num, 'd', order))
 
-    run(model, batches, {layer.link: watch})
-    S = numpy.concatenate(sums)
-    y = numpy.concatenate(layer.outputs).astype('d')
-    if len(S) != len(y) or not numpy.isfinite(S).all():
+    run(model, batches, {layer.link: record})
+    shared = f'share(): once the layers before {layer.path} are shared,'
+    if sum(map(len, sums)) != sum(map(len, layer.outputs)):
         raise ValueError(
-            'once the layers before {} are shared, {}'.format(
-                layer.path,
-                'its inputs are not finite'
-                if len(S) == len(y)
-                else 'the model no longer calls it as often as before',
-            )
+            f'{shared} the model no longer calls it as often as before'
         )
+    S = numpy.concatenate(sums)
+    if not numpy.isfinite(S).all():
+        raise ValueError(f'{shared} its inputs are not finite')
+    y = numpy.concatenate(layer.outputs).astype('d')
     residual = y - S @ W.T
-    means = S.mean(axis=0), residual.mean(axis=0)
     if has_bias:
-        S, residual = S - means[0], residual - means[1]
+        S_mean, residual_mean = S.mean(axis=0), residual.mean(axis=0)
+        S, residual = S - S_mean, residual - residual_mean
+    change = _solve_ridge_regression(S, residual)
+    error = numpy.linalg.norm(residual - S @ change)
+    bias = None
+    with numpy.errstate(over='ignore'):
+        W = (W + change.T).astype(W.dtype)
+        if has_bias:
+            bias = (residual_mean - S_mean @ change).astype(W.dtype)
+    for array in (W, bias):
+        if array is not None and not numpy.isfinite(array).all():
+            raise ValueError(
+                f'share(): the refitted {layer.path} has elements outside the '
+                f'range of {W.dtype}'
+            )
+    return W, bias, float(error / (numpy.linalg.norm(y) or 1))
+
+
+def _solve_ridge_regression(
+    S: numpy.ndarray, target: numpy.ndarray
+) -> numpy.ndarray:
+    """Returns a small matrix that, multiplied by S, is near the target."""
+    # Hoerl and Kennard, 1970; with fewer examples than columns, in its dual
+    # variables (Saunders, Gammerman and Vovk, "Ridge regression learning
+    # algorithm in dual variables", 1998). The ridge is 3 % of the mean
+    # eigenvalue, which bounds the condition number by the number of columns
+    # over 0.03, whatever the inputs are.
     rows, columns = S.shape
     squares = numpy.einsum('ij,ij', S, S)
     ridge = 0.03 * squares / min(rows, columns) or 1.0
     if columns <= rows:
         dots = S.T @ S + ridge * numpy.eye(columns)
-        change = numpy.linalg.solve(dots, S.T @ residual)
-    else:
-        dots = S @ S.T + ridge * numpy.eye(rows)
-        change = S.T @ numpy.linalg.solve(dots, residual)
-    error = numpy.linalg.norm(residual - S @ change)
-    with numpy.errstate(over='ignore'):
-        new_W = (W + change.T).astype(W.dtype)
-        bias = (means[1] - means[0] @ change).astype(W.dtype)
-    if not (numpy.isfinite(new_W).all() and numpy.isfinite(bias).all()):
-        raise ValueError(
-            f'the refitted {layer.path} has elements outside the range of '
-            f'{W.dtype}'
-        )
-    relative = float(error / (numpy.linalg.norm(y) or 1))
-    return new_W, bias if has_bias else None, relative
+        return numpy.linalg.solve(dots, S.T @ target)
+    dots = S @ S.T + ridge * numpy.eye(rows)
+    return S.T @ numpy.linalg.solve(dots, target)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+import dataclasses
 from fnmatch import fnmatchcase
 from typing import Any, Literal, Union
 
-from chainer_shared_patch import config
-from chainer_shared_patch.config import check_divides, check_order
+from chainer_shared_patch.config import (
+    check_common_num,
+    check_divides,
+    check_order,
+)
 from chainer_shared_patch.links import Permutation
 from chainer.link import Link
 from chainer.links.connection.linear import Linear
@@ -17,107 +21,115 @@ import numpy
 LayerOrder = Union[Literal['grouped', 'contiguous'], Permutation]
 
 
+@dataclasses.dataclass(eq=False)
 class Layer:
-    """A layer to share, and what is known about it before."""
+    """A layer to share, and what calibration inputs show of it."""
 
-    def __init__(
-        self, path: str, link: Linear, common_num: int, order: Any
-    ) -> None:
-        self.path = path
-        self.link = link
-        self.common_num = common_num
-        self.order = order
-        self.outputs: list[numpy.ndarray] = []
-        self.squares = numpy.zeros(link.W.shape[1])  # sums over the examples
+    path: str
+    link: Linear
+    common_num: int
+    order: Literal['grouped'] | numpy.ndarray | None  # None: contiguous
+    squares: Any = 0.0  # of each input, summed over the examples
+    outputs: list[numpy.ndarray] = dataclasses.field(default_factory=list)
 
 
 def choose_layers(model: Link, common_num: Any, order: Any) -> list[Layer]:
+    """Returns the layers to share, in the order of the model."""
     links = dict(model.namedlinks(skipself=True))
     linear = [path for path, link in links.items() if type(link) is Linear]
     if not linear:
         raise ValueError(
-            'share replaces the Linear links in a model, but this '
-            f'{type(model).__name__} holds none; if the model itself is a '
-            'Linear, put it into a chainer.Sequential'
+            'share(): model must hold links of class chainer.links.Linear, '
+            f'but this {type(model).__name__} holds none; if the model itself '
+            'is a Linear, put it into a chainer.Sequential'
         )
-    setting = 'common_num of share'
-    numbers = _match(common_num, links, linear, setting)
-    orders = _match(order, links, list(numbers), 'order of share')
+    numbers = _match('common_num', common_num, links, linear)
+    orders = _match('order', order, links, list(numbers))
     layers = []
     for path, number in numbers.items():
-        number = config.check_common_num(number, f'{setting} for {path}')
-        if number > 1:
-            link = links[path]
-            check_link(model, path, link)
-            for name in sorted(link._params):
-                if not link.xp.isfinite(getattr(link, name).array).all():
-                    raise ValueError(f'{path}/{name} contains NaN or infinity')
-            in_size = link.W.shape[1]
-            try:
-                check_divides(number, in_size)
-                this = orders.get(path, 'grouped')
-                names = 'grouped', 'contiguous'
-                if not isinstance(this, str) or this not in names:
-                    this = check_order(
-                        this, in_size, '{!r}, {!r}'.format(*names)
-                    )
-            except ValueError as error:
-                raise ValueError(f'{path}: {error}') from None
-            layers.append(Layer(path, link, number, this))
+        setting = f'share(): common_num for {path}'
+        number = check_common_num(number, setting)
+        if number == 1:
+            continue
+        link = links[path]
+        check_link('share', model, path, link)
+        for param in link.params():
+            if not link.xp.isfinite(param.array).all():
+                raise ValueError(
+                    f'share(): {path}/{param.name} contains NaN or infinity'
+                )
+        check_divides(number, link.W.shape[1], setting)
+        layers.append(
+            Layer(path, link, number, _find_order(path, link, orders))
+        )
     return layers
 
 
 def _match(
-    values: Any,
-    links: Mapping[str, Link],
-    candidates: list[str],
-    setting: str,
+    setting: str, values: Any, links: Mapping[str, Link], paths: list[str]
 ) -> dict[str, Any]:
-    """Returns the one value, or those whose patterns match, by path."""
+    """Returns the value of a setting for each path that has one."""
     if not isinstance(values, Mapping):
-        return dict.fromkeys(candidates, values)
+        return dict.fromkeys(paths, values)
     for pattern in values:
         if not isinstance(pattern, str):
             raise TypeError(
-                f"{setting}: paths must be strings such as '/l1', but one is "
-                f'{pattern!r}'
+                f"share(): {setting} must have paths such as '/l1' as keys, "
+                f'but one is {pattern!r}'
             )
-        if not any(fnmatchcase(path, pattern) for path in candidates):
-            link = links.get(pattern)
+        if not any(fnmatchcase(path, pattern) for path in paths):
             raise ValueError(
-                '{}: {} {}; the layers to choose from are {}'.format(
-                    setting,
-                    pattern,
-                    'matches none of the layers'
-                    if link is None
-                    else f'is of class {type(link).__name__}, not '
-                    'chainer.links.Linear'
-                    if type(link) is not Linear
-                    else 'is not shared',
-                    ', '.join(candidates) or 'none',
-                )
+                f'share(): {setting} names {pattern}, which '
+                f'{_explain(links.get(pattern))}; the layers to choose from '
+                f'are {", ".join(paths) or "none"}'
             )
-    found = {}
-    for path in candidates:
+    matches = {}
+    for path in paths:
         patterns = [each for each in values if fnmatchcase(path, each)]
         if path in values:
             patterns = [path]
         if len(patterns) > 1:
             raise ValueError(
-                '{}: {} matches several patterns, {}'.format(
-                    setting, path, ', '.join(patterns)
-                )
+                f'share(): {setting} has several patterns for {path}: '
+                f'{", ".join(patterns)}'
             )
         if patterns:
-            found[path] = values[patterns[0]]
-    return found
+            matches[path] = values[patterns[0]]
+    return matches
 
 
-def check_link(model: Link, path: str, link: Linear) -> None:
+def _explain(link: Link | None) -> str:
+    """Says why a path is none of those to choose from."""
+    if link is None:
+        return 'matches none of the layers'
+    if type(link) is not Linear:
+        return f'is of class {type(link).__name__}, not chainer.links.Linear'
+    return 'is not being shared'
+
+
+def _find_order(
+    path: str, link: Any, orders: Mapping[str, Any]
+) -> Literal['grouped'] | numpy.ndarray | None:
+    """Returns which inputs of a layer share."""
+    order = orders.get(path, 'grouped')
+    if isinstance(order, str) and order == 'grouped':
+        return 'grouped'
+    if isinstance(order, str) and order == 'contiguous':
+        return None
+    return check_order(
+        order,
+        link.W.shape[1],
+        "'grouped', 'contiguous'",
+        f'share(): order for {path}',
+    )
+
+
+def check_link(call: str, model: Link, path: str, link: Linear) -> None:
+    """Checks that a link can be replaced, or its parameters reordered."""
     if not getattr(link.W.array, 'size', 0):
         raise ValueError(
-            f'{path} has no weight yet: first call the model once, or load a '
-            'file'
+            f'{call}(): {path} has no weight yet: first call the model once, '
+            'or load a file'
         )
     for param in link.params():
         places = [
@@ -127,11 +139,11 @@ def check_link(model: Link, path: str, link: Linear) -> None:
         ]
         if len(places) > 1:
             raise ValueError(
-                '{} cannot be changed, because its {} occurs in several '
-                'places: {}'.format(path, param.name, ', '.join(places))
+                f'{call}(): {path} cannot be changed, because its '
+                f'{param.name} occurs in several places: {", ".join(places)}'
             )
     if link.local_link_hooks:
         raise ValueError(
-            '{} cannot be changed, because it has link hooks ({}); delete '
-            'them first'.format(path, ', '.join(link.local_link_hooks))
+            f'{call}(): {path} cannot be changed, because it has link hooks '
+            f'({", ".join(link.local_link_hooks)}); delete them first'
         )

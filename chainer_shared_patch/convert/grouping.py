@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from chainer_shared_patch import config
+from chainer_shared_patch.config import check_common_num, check_divides
 import numpy
 
 # The time and memory of grouping grow with the square of the columns.
 _AT_ONCE = 2048
-# How many rows of a weight are averaged at a time.
+# How many rows of a weight are cast at a time, to save memory.
 _ROWS = 256
 
 
@@ -62,10 +62,8 @@ def group_columns(
 
     """
     in_size = W.shape[1]
-    common_num = config.check_common_num(
-        common_num, 'common_num of group_columns'
-    )
-    config.check_divides(common_num, in_size)
+    common_num = check_common_num(common_num, 'group_columns(): common_num')
+    check_divides(common_num, in_size, 'group_columns(): common_num')
     # Scaled, so that nothing overflows or vanishes in float32.
     scale = max(W.max(), -W.min()) or 1
     columns = numpy.arange(in_size)
@@ -91,18 +89,15 @@ def group_columns(
 
 
 def _principal_direction(W: numpy.ndarray, scale: float) -> numpy.ndarray:
-    """Returns the columns' coordinates along their principal direction.
-
-    They are the right singular vector to the largest singular value of ``W``
-    less the mean of its columns, computed by power iteration (Golub and Van
-    Loan, "Matrix Computations", 2013).
-    """
+    """Returns the columns' coordinates along their principal direction."""
+    # The first right singular vector of W less the mean of its columns, by
+    # power iteration (Golub and Van Loan, "Matrix Computations", 2013).
     v = numpy.random.RandomState(0).randn(W.shape[1]).astype(numpy.float32)
     for _ in range(10):
         v -= v.mean()
         total = numpy.zeros_like(v)
-        for first in range(0, len(W), 256):  # to save memory
-            rows = (W[first : first + 256] / scale).astype(numpy.float32)
+        for first in range(0, len(W), _ROWS):
+            rows = (W[first : first + _ROWS] / scale).astype(numpy.float32)
             total += rows.T @ (rows @ v)
         v = total / (numpy.linalg.norm(total) or 1)
     return v
@@ -111,15 +106,8 @@ def _principal_direction(W: numpy.ndarray, scale: float) -> numpy.ndarray:
 def _exchange(
     dots: numpy.ndarray, e: numpy.ndarray, common_num: int
 ) -> numpy.ndarray:
-    """Returns the members of each group, of shape ``(k, common_num)``.
-
-    Args:
-        dots (numpy.ndarray): The dot products of the weighted columns,
-            :math:`e_i e_j \\langle w_i, w_j \\rangle`.
-        e (numpy.ndarray): The weights of the columns.
-        common_num (int): The number of columns in a group.
-
-    """
+    """Returns the members of each group, of shape ``(k, common_num)``."""
+    # dots[i, j] is e_i e_j <w_i, w_j>.
     # Expanding the squares, the sum is small where another one is large: that
     # of the value |s|^2 / t of each group, where s is the sum of its weighted
     # columns and t that of its weights.
@@ -174,7 +162,7 @@ def average_columns(
     weights = weights / weights.sum(axis=0)
     narrow = numpy.empty((len(W), weights.shape[1]), W.dtype)
     squares = error = 0.0
-    for first in range(0, len(W), _ROWS):  # to save memory
+    for first in range(0, len(W), _ROWS):
         rows = slice(first, first + _ROWS)
         blocks = W[rows][:, order].astype('d')
         blocks = blocks.reshape(len(blocks), common_num, -1)

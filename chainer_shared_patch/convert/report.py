@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from tabulate import tabulate
@@ -74,39 +75,32 @@ class ShareReport(NamedTuple):
     restarted: tuple[str, ...]
 
     def __str__(self) -> str:
-        def percent(error: float | None) -> str:
-            return '' if error is None else f'{error:.2%}'
+        def percent(errors: Iterable[float | None]) -> list[str]:
+            return ['' if each is None else f'{each:.2%}' for each in errors]
 
-        rows: list[tuple[Any, ...]] = [
-            (
-                layer.path,
-                layer.common_num,
-                f'{layer.size:,}',
-                f'{layer.dense_size:,}',
-                percent(layer.weight_error),
-                percent(layer.output_error),
-                layer.folded_into or '',
-            )
-            for layer in self.layers
-        ]
-        headers = (
-            'layer',
-            'common_num',
-            'parameters',
-            'parameters before',
-            'weight error',
-            'output error',
-            'order folded into',
-        )
-        used = [i for i, cells in enumerate(zip(*rows)) if any(cells)]
+        layers = self.layers
+        columns: dict[str, list[Any]] = {
+            'layer': [each.path for each in layers],
+            'common_num': [each.common_num for each in layers],
+            'parameters': [f'{each.size:,}' for each in layers],
+            'parameters before': [f'{each.dense_size:,}' for each in layers],
+            'weight error': percent(each.weight_error for each in layers),
+            'output error': percent(each.output_error for each in layers),
+            'order folded into': [each.folded_into or '' for each in layers],
+        }
+        columns = {
+            header: cells for header, cells in columns.items() if any(cells)
+        }
         text: str = tabulate(
-            [[row[i] for i in used] for row in rows],
-            [headers[i] for i in used],
+            columns,
+            headers='keys',
             disable_numparse=True,
-            colalign=['left' if i in (0, 6) else 'right' for i in used],
+            colalign=[
+                'left' if header in ('layer', 'order folded into') else 'right'
+                for header in columns
+            ],
         )
         if self.restarted:
-            text += '\nThe state of the optimizer was reset for {}.'.format(
-                ', '.join(self.restarted)
-            )
+            paths = ', '.join(self.restarted)
+            text += f'\nThe state of the optimizer was reset for {paths}.'
         return text

@@ -1092,19 +1092,19 @@ X = numpy.ones((3, IN))
 PERMUTATION = numpy.arange(HIDDEN)[::-1]
 ERRORS = {
     'width': (nothing, {'common_num': {'/l2': 5}},
-              r'/l2: .* in_size is 12 and common_num is 5; .* 4 or 6$'),
-    'width of one': (nothing, {'common_num': 4}, '/l1: .* in_size is 6'),
-    'zero': (nothing, {'common_num': 0}, 'common_num of share .* 0'),
-    'bool': (nothing, {'common_num': True}, 'common_num of share .* True'),
+              'for /l2 must .* in_size is 12 and common_num is 5; .* 4 or 6$'),
+    'width of one': (nothing, {'common_num': 4}, '/l1 .* in_size is 6'),
+    'zero': (nothing, {'common_num': 0}, 'common_num for /l1 must .* 0$'),
+    'bool': (nothing, {'common_num': True}, 'common_num for /l1 .* True'),
     'text': (nothing, {'common_num': {'/l2': '10'}}, "for /l2 .* '10'"),
-    'fraction': (nothing, {'common_num': 2.5}, 'common_num of share .* 2.5'),
-    'None': (nothing, {'common_num': None}, 'common_num of share .* None'),
+    'fraction': (nothing, {'common_num': 2.5}, 'common_num for /l1 .* 2.5'),
+    'None': (nothing, {'common_num': None}, 'common_num for /l1 .* None'),
     'path': (nothing, {'common_num': {'/l2': 2, '/l4': 2}},
-             'common_num of share: /l4 matches none .* are /l1, /l2, /l3'),
-    'no slash': (nothing, {'common_num': {'l2': 2}}, 'l2 matches none .* /l2'),
-    'pattern': (nothing, {'common_num': {'/fc*': 2}}, r'/fc\* matches .* /l1'),
+             'names /l4, which matches none .* are /l1, /l2, /l3'),
+    'no slash': (nothing, {'common_num': {'l2': 2}}, ' l2, .* none .* /l2'),
+    'pattern': (nothing, {'common_num': {'/fc*': 2}}, r'/fc\*, .* /l1'),
     'two patterns': (nothing, {'common_num': {'/l*': 2, '*2': 2}},
-                     r'/l2 matches several patterns, /l\*, \*2'),
+                     r'several patterns for /l2: /l\*, \*2'),
     'not initialized': (make_lazy, {}, '/l2 has no weight yet'),
     'tied': (tie, {}, r'/l2 .* its W occurs in several places: /l2/W, /l3/W'),
     'tied bias': (tie_bias, {}, r'/l2 .* its b occurs in .*: /l2/b, /l3/b'),
@@ -1112,18 +1112,18 @@ ERRORS = {
                    '/again/W, /l2/W'),
     'nan in W': (set_array('/l2/W', numpy.nan), {}, '/l2/W contains NaN'),
     'inf in b': (set_array('/l2/b', numpy.inf), {}, '/l2/b contains NaN'),
-    'subclass': (subclass, {}, '/l2 is of class Mine, not'),
+    'subclass': (subclass, {}, '/l2, which is of class Mine, not'),
     'hook': (add_hook, {}, '/l2 .* link hooks .SpectralNormalization'),
-    'shared': (share_before, {}, '/l2 is of class SharedLinear'),
-    'order': (nothing, {'order': 'interleaved'}, "/l2: .* 'interleaved'"),
+    'shared': (share_before, {}, '/l2, which is of class SharedLinear'),
+    'order': (nothing, {'order': 'interleaved'}, "/l2 must .* 'interleaved'"),
     'allowed orders': (nothing, {'order': [1, 0]},
                        "must be 'grouped', 'contiguous' or a permutation"),
-    'no order': (nothing, {'order': None}, '/l2: .* it is None'),
-    'length of order': (nothing, {'order': [1, 0]}, r'/l2: .* \(2,\)'),
+    'no order': (nothing, {'order': None}, '/l2 must .* it is None'),
+    'length of order': (nothing, {'order': [1, 0]}, r'/l2 must .* \(2,\)'),
     'order of floats': (nothing, {'order': PERMUTATION * 1.0}, 'float64'),
     'no permutation': (nothing, {'order': PERMUTATION // 2 * 2}, 'is missing'),
     'order of another': (nothing, {'order': {'/l3': 'grouped'}},
-                         'order of share: /l3 is not shared'),
+                         'order names /l3, which is not being'),
     'no batch': (nothing, {'inputs': []}, 'must hold at least one batch'),
     'empty batch': (nothing, {'inputs': X[:0]}, 'never reach /l2'),
     'bias without inputs': (nothing, {'add_bias': True}, 'without inputs'),
@@ -1135,7 +1135,7 @@ ERRORS = {
                              'batches of ndarray, int, it raises TypeError'),
     'inputs too large': (nothing, {'inputs': X * 1e200}, '/l2 .* too large'),
     'fold of another': (nothing, {'fold': {'/l3': '/l2'}},
-                        'fold /l3 into /l2: this call does not share /l3'),
+                        'fold /l3 into /l2: /l3 is not being shared'),
     'fold into nothing': (nothing, {'fold': {'/l2': '/l4'}},
                           'cannot fold /l2 into /l4: /l4 is not a linear'),
     'fold into a subclass': (subclass, {'common_num': {'/l3': 2},
@@ -1154,7 +1154,7 @@ ERRORS = {
     'outputs too large': (
         lambda m: m.l2.W.array.fill(1e308),
         {'inputs': X},
-        '^with .*, an input or output of /l2 is too large or not finite',
+        'inputs, an input or output of /l2 is too large or not finite',
     ),
     'fold contiguous': (nothing, {'fold': {'/l2': '/l1'},
                                   'order': 'contiguous'}, '/l2 is contiguous'),
@@ -1173,27 +1173,27 @@ class TestErrors:
         model = MLP()
         prepare(model)
         before = state_of(model)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=r'^share\(\): .*' + message):
             share(model, **{'common_num': {'/l2': 2}, **settings})
         assert state_of(model) == before
 
     @pytest.mark.parametrize('setting', ['common_num', 'order'])
     def test_paths_that_are_no_strings(self, setting):
         settings = {'common_num': 2, setting: {1: 2}}
-        message = f'{setting} of share: paths must be strings .* 1$'
+        message = rf'^share\(\): {setting} must have paths .* 1$'
         with pytest.raises(TypeError, match=message):
             share(MLP(), **settings)
 
     @pytest.mark.parametrize('fold', ['/l2', ['/l2'], {'/l2': ['/l1']}, 0])
     def test_fold_of_another_type(self, fold):
-        message = 'fold of share must be a dict .* but is ' + re.escape(
+        message = r'^share\(\): fold must be .* but is ' + re.escape(
             repr(fold)
         )
         with pytest.raises(TypeError, match=message):
             share(MLP(), 2, fold=fold)
 
     def test_inputs_that_are_no_iterable(self):
-        with pytest.raises(TypeError, match='inputs of share .* but are 3'):
+        with pytest.raises(TypeError, match='inputs must .* but are 3'):
             share(MLP(), 2, inputs=3)
 
     @pytest.mark.parametrize(
@@ -1230,7 +1230,7 @@ class TestErrors:
         with chainer.using_config('common_num', 2):
             with pytest.raises(
                 ValueError,
-                match=r'^share cannot .* \(12, 6\) is used for 12 columns',
+                match=r'/l1 is already .* \(12, 6\) is used for 12 columns',
             ):
                 share(model, {'/l1': 2}, inputs=numpy.tile(x, 2))
         assert state_of(model) == before
@@ -1315,7 +1315,7 @@ class TestErrors:
 
         model = Varying()
         before = state_of(model)
-        with pytest.raises(ValueError, match='/l1 .* no longer calls'):
+        with pytest.raises(ValueError, match='/l1 .* no longer calls it'):
             share(model, {'/l1': 2}, inputs=x)
         assert state_of(model) == before
 
@@ -1440,12 +1440,12 @@ numpy.save(sys.argv[2], model(numpy.load(sys.argv[2])).array)
         for model, message in [
             (make(SharedLinear(None, 4, common_num=2)), '/1 has no weight'),
             (make(link, link), '/1 .* several places: /1/W, /2/W'),
-            (make(Mine(4, 4, common_num=2)), '/1 .* is of class Mine'),
+            (make(Mine(4, 4, common_num=2)), '/1 is of class Mine'),
             (make(hooked), '/1 .* link hooks .TimerHook'),
-            (SharedLinear(4, 4, common_num=2), 'the model itself'),
+            (SharedLinear(4, 4, common_num=2), 'but is one itself'),
         ]:
             before = state_of(model)
-            with pytest.raises(ValueError, match=message):
+            with pytest.raises(ValueError, match=r'^expand\(\): .*' + message):
                 expand(model)
             assert state_of(model) == before
 
@@ -1454,5 +1454,7 @@ numpy.save(sys.argv[2], model(numpy.load(sys.argv[2])).array)
     'convert', [lambda model: share(model, 2), expand], ids=['share', 'expand']
 )
 def test_no_link(convert):
-    with pytest.raises(TypeError, match='model must be a chainer.Link, but'):
+    with pytest.raises(
+        TypeError, match=r'\(\): model must be a chainer.Link, but'
+    ):
         convert('a model')
