@@ -1,9 +1,7 @@
 import chainer
 import pytest
 
-from tests.convert.helpers import (
-    IN,
-)
+from tests.convert.helpers import IN
 
 
 @pytest.fixture(autouse=True)

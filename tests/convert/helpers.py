@@ -6,39 +6,37 @@ import chainer.functions as F
 import chainer.links as L
 import numpy
 
-from tests.helpers import fill, to_cpu
+from tests.helpers import fill
 
 IN, HIDDEN, OUT = 6, 12, 4
 
 
 class MLP(chainer.Chain):
-    def __init__(self, dtype='d', nobias=False, seed=0):
+    def __init__(self, dtype='d', nobias=False):
         super().__init__()
         with self.init_scope(), chainer.using_config('dtype', dtype):
             self.l1 = L.Linear(IN, HIDDEN, nobias)
             self.l2 = L.Linear(HIDDEN, HIDDEN, nobias)
             self.l3 = L.Linear(HIDDEN, OUT, nobias)
-        fill(self, seed)
+        fill(self)
 
     def forward(self, x):
         return self.l3(F.relu(self.l2(F.relu(self.l1(x)))))
 
 
 def in_order(order, columns):
-    return numpy.arange(columns) if order is None else to_cpu(order)
+    return numpy.arange(columns) if order is None else order
 
 
 def widen(link):
     """The weight of the dense layer that computes what a shared one does."""
-    W = to_cpu(link.W.array)
-    wide = numpy.tile(W, (1, link.common_num))
-    order = in_order(link.order, wide.shape[1])
+    wide = numpy.tile(link.W.array, (1, link.common_num))
     result = numpy.empty_like(wide)
-    result[:, order] = wide
+    result[:, in_order(link.order, wide.shape[1])] = wide
     return result
 
 
-def mean_weight(W, n, order, weights=None):
+def average(W, n, order, weights=None):
     """The weight whose columns are the means of those that share."""
     W = W.astype('d')
     if weights is None:
@@ -51,12 +49,12 @@ def mean_weight(W, n, order, weights=None):
     return numpy.transpose(columns)
 
 
-def relu(x):
-    return numpy.maximum(x, 0)
-
-
-def paths_of(model, kind=SharedLinear):
-    return [path for path, link in model.namedlinks() if type(link) is kind]
+def shared_numbers_of(model):
+    return {
+        path: link.common_num
+        for path, link in model.namedlinks()
+        if type(link) is SharedLinear
+    }
 
 
 def state_of(model):
