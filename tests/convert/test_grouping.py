@@ -158,9 +158,9 @@ def test_more_columns_than_are_grouped_at_once(
     # Almost on a line, that is why their order along it is right.
     centres = numpy.outer([3.0, -1.0, -2.0], numpy.linspace(-1, 1, k))
     centres += offset
-    # More rows than are read at once, of which the last say nothing.
-    W = numpy.zeros((300, n * k))
-    W[:3, order] = numpy.tile(centres, (1, n))
+    # More rows than are read at once.
+    W = numpy.empty((300, n * k))
+    W[:, order] = numpy.tile(centres, (100, n))
     found = group_columns(W.astype(dtype), n, numpy.ones(n * k))
     groups_of(found, n)
     actual = objective(W, found, n, numpy.ones(n * k))
