@@ -163,7 +163,7 @@ def _share_layer(
     if numpy.any(layer.squares):
         # A little more, for inputs that are zero in these few examples.
         weights = layer.squares / layer.squares.mean() + 0.01
-    if isinstance(order, str):
+    if isinstance(order, str):  # 'grouped'
         order = group_columns(W, n, weights)
     narrow, weight_error = average_columns(W, n, order, weights)
     bias = output_error = None

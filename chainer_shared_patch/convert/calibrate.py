@@ -86,10 +86,11 @@ def run(
 
 def watch(model: Link, layers: list[Layer], batches: Batches) -> list[Layer]:
     """Records what the layers see; returns them in the order of execution."""
-    reached: dict[Layer, None] = {}
+    reached: list[Layer] = []
 
     def record(layer: Layer, x: numpy.ndarray, y: numpy.ndarray) -> None:
-        reached.setdefault(layer)
+        if layer not in reached:
+            reached.append(layer)
         layer.squares = layer.squares + numpy.einsum(
             'bi,bi->i', x, x, dtype='d'
         )
@@ -125,7 +126,7 @@ def watch(model: Link, layers: list[Layer], batches: Batches) -> list[Layer]:
                 f'share(): with the inputs, an input or output of {layer.path}'
                 ' is too large or not finite'
             )
-    return list(reached)
+    return reached
 
 
 def refit(
