@@ -100,6 +100,14 @@ def check_order(
     )
 
 
+def check_model(call: str, model: Any) -> None:
+    """Raises an error if a model is not a link."""
+    if not isinstance(model, chainer.Link):
+        raise TypeError(
+            f'{call}(): model must be a chainer.Link, but is {model!r}'
+        )
+
+
 def parse_common_num(text: str, setting: str) -> int:
     """Returns the ``common_num`` that a string of ASCII digits holds."""
     value: Any = text

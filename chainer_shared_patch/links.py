@@ -47,12 +47,6 @@ class _FirstBlock(chainer.initializer.Initializer):
         array[...] = wide[:, :k]
 
 
-def check_model(model: Any) -> None:
-    """Raises an error if a model is not a link."""
-    if not isinstance(model, chainer.Link):
-        raise TypeError(f'model must be a chainer.Link, but is {model!r}')
-
-
 def _is_interleaved(order: Any) -> bool:
     return isinstance(order, str) and order == 'interleaved'
 

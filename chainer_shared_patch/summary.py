@@ -6,13 +6,12 @@ import collections
 from collections.abc import Iterator
 import contextlib
 import copy
-import dataclasses
 import itertools
 import textwrap
 from typing import Any, NamedTuple, Union
 
+from chainer_shared_patch.config import check_model
 from chainer_shared_patch.functions import SharedLinearFunction
-from chainer_shared_patch.links import check_model
 import chainer
 from chainer.function_node import FunctionNode
 from chainer.functions.connection.convolution_2d import Convolution2DFunction
@@ -33,16 +32,14 @@ from chainer.utils.conv import get_conv_outsize
 import numpy
 from tabulate import SEPARATING_LINE, tabulate
 
-_CONVOLUTIONS = Convolution2DFunction, ConvolutionND
 _DECONVOLUTIONS = Deconvolution2DFunction, DeconvolutionND
 _USING_W = (
     LinearFunction,
+    Convolution2DFunction,
+    ConvolutionND,
     LocalConvolution2DFunction,
-    *_CONVOLUTIONS,
     *_DECONVOLUTIONS,
 )
-
-
 # A shape; a tuple or dict of these where a link returns several arrays; and
 # None where it returns none.
 OutputShape = Union[
@@ -85,8 +82,7 @@ class LinkSummary(NamedTuple):
     multiply_adds: int
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
-class Summary:
+class Summary(NamedTuple):
     """What :func:`summary` returns. It prints as a table.
 
     Attributes:
@@ -118,7 +114,7 @@ class Summary:
     multiply_adds: int
 
     def __repr__(self) -> str:
-        columns = [
+        header: list[Any] = [
             'path',
             'link',
             'output\nshape',
@@ -139,7 +135,7 @@ class Summary:
             ]
             for row in self.rows
         ]
-        total = [
+        total: list[Any] = [
             'total',
             '',
             '',
@@ -152,12 +148,12 @@ class Summary:
         if any(row.common_num > 1 for row in self.rows):
             size += f' (dense: {self.dense_nbytes:,} bytes)'
         else:
-            for cells in (columns, *table, total):
-                del cells[3], cells[4]
-        # As a row, and not as headers, the names are not padded.
+            for cells in (header, *table, total):
+                del cells[5], cells[3]
+        # As a row, and not as headers, the header is not padded.
         text = tabulate(
-            [columns, SEPARATING_LINE, *table, SEPARATING_LINE, total],
-            colalign=['left'] * 3 + ['right'] * (len(columns) - 3),
+            [header, SEPARATING_LINE, *table, SEPARATING_LINE, total],
+            colalign=['left'] * 3 + ['right'] * (len(header) - 3),
             disable_numparse=True,
         )
         return f'{text}\n{size}'
@@ -229,7 +225,7 @@ def summary(model: Link, x: Any) -> Summary:
         Size of the parameters: 3,539,640 bytes (dense: 6,779,640 bytes)
 
     """
-    check_model(model)
+    check_model('summary', model)
     calls = _Calls(_copy(model))
     random_state = numpy.random.get_state()
     try:
@@ -250,13 +246,9 @@ class _Calls(chainer.LinkHook):
 
     def __init__(self, model: Link) -> None:
         self.model = model
-        self.links: dict[str, Link] = {}
-        self.paths: dict[int, str] = {}
+        self.paths: dict[Link, str] = {}  # of several, the first
         for path, link in model.namedlinks():
-            if id(link) not in self.paths:
-                path = path.rstrip('/')
-                self.links[path] = link
-                self.paths[id(link)] = path
+            self.paths.setdefault(link, path.rstrip('/'))
         self.order: dict[str, int] = {}
         self.output_shapes: dict[str, OutputShape] = {}
         self.multiply_adds: collections.Counter[str] = collections.Counter()
@@ -266,22 +258,20 @@ class _Calls(chainer.LinkHook):
     def run(self, x: Any) -> None:
         if isinstance(x, dict):
             y = self.model(**x)
-        elif isinstance(x, tuple):
-            y = self.model(*x)
         else:
-            y = self.model(x)
+            y = self.model(*(x if isinstance(x, tuple) else (x,)))
         # A class with its own __call__ calls no hooks.
         self.output_shapes[''] = _get_shape(y)
 
     def forward_preprocess(self, args: Any) -> None:
-        path = self.paths.get(id(args.link))
+        path = self.paths.get(args.link)
         if path is not None:
             self.running.append(path)
             for parent in _parents(path):
                 self.order.setdefault(parent, len(self.order))
 
     def forward_postprocess(self, args: Any) -> None:
-        path = self.paths.get(id(args.link))
+        path = self.paths.get(args.link)
         if path is not None:
             # The model may have caught an error in another link.
             while self.running.pop() != path:
@@ -300,44 +290,37 @@ class _Calls(chainer.LinkHook):
                     self.common_nums[name] = function.common_num
 
     def summarize(self) -> Summary:
+        def get_order(item: tuple[Link, str]) -> list[int]:
+            last = len(self.order)
+            return [self.order.get(each, last) for each in _parents(item[1])]
+
         rows = []
-        totals = {}
-        for path, link in sorted(
-            self.links.items(),
-            key=lambda item: [
-                self.order.get(parent, len(self.order))
-                for parent in _parents(item[0])
-            ],
-        ):
-            sizes = {}
-            for name, param in link.namedparams(False):
-                if name.count('/') == 1:  # it is not a child's
-                    n = self.common_nums.get(path + name, 1)
-                    array: Any = param.array
-                    size, nbytes = array.size, array.nbytes
-                    sizes[id(param)] = size, n * size, nbytes, n * nbytes
-            totals.update(sizes)
-            if sizes or path in self.output_shapes:
+        arrays: dict[int, tuple[Any, int]] = {}  # each parameter's, once
+        for link, path in sorted(self.paths.items(), key=get_order):
+            own: dict[int, tuple[Any, int]] = {
+                id(param): (param.array, self.common_nums.get(path + name, 1))
+                for name, param in link.namedparams(include_uninit=False)
+                if name.count('/') == 1  # it is not a child's
+            }
+            arrays.update(own)
+            if own or path in self.output_shapes:
                 rows.append(
                     LinkSummary(
                         path or '/',
                         type(link).__name__,
                         self.output_shapes.get(path),
                         self.common_nums.get(path, 1),
-                        sum(size for size, *_ in sizes.values()),
-                        sum(dense for _, dense, *_ in sizes.values()),
+                        sum(array.size for array, _ in own.values()),
+                        sum(n * array.size for array, n in own.values()),
                         self.multiply_adds[path],
                     )
                 )
-        parameters, dense, nbytes, dense_nbytes = map(
-            sum, zip((0, 0, 0, 0), *totals.values())
-        )
         return Summary(
             rows,
-            parameters,
-            dense,
-            nbytes,
-            dense_nbytes,
+            sum(array.size for array, _ in arrays.values()),
+            sum(n * array.size for array, n in arrays.values()),
+            sum(array.nbytes for array, _ in arrays.values()),
+            sum(n * array.nbytes for array, n in arrays.values()),
             sum(self.multiply_adds.values()),
         )
 
@@ -356,10 +339,8 @@ class _FunctionCalls(chainer.FunctionHook):
 
 
 def _copy(model: Link) -> Link:
-    """Copies a model, but not what its parameters hold.
-
-    Unlike ``deepcopy``, it can copy a ``Sequential`` of lambdas.
-    """
+    """Copies a model, but not what its parameters hold."""
+    # Unlike deepcopy, this can copy a Sequential of lambdas.
     held = [
         each
         for param in model.params()
@@ -392,27 +373,34 @@ def _count_multiply_adds(
         k = a.shape[-2 if function.transa and a.ndim > 1 else -1]
         areas = size_of_shape(a.shape[-2:]) * size_of_shape(b.shape[-2:])
         return int(size_of_shape(batch) * areas // max(k, 1))
-    if not isinstance(function, _USING_W):
-        return 0
-    x, W = in_data[:2]
-    # A sample uses every element of W in this many places.
-    places = 1
+    if isinstance(function, _USING_W):
+        x, W = in_data[:2]
+        return int(len(x) * _count_places(function, x, W) * W.size)
+    return 0
+
+
+def _count_places(function: Any, x: Any, W: Any) -> Any:
+    """Counts the places where a sample uses every element of W."""
     if isinstance(function, SharedLinearFunction):
-        if function.shared_algorithm == 'tile':
-            places = function.common_num
-    elif isinstance(function, _DECONVOLUTIONS):
-        places = size_of_shape(x.shape[2:])
-    elif isinstance(function, _CONVOLUTIONS):
-        f = function
-        if isinstance(f, Convolution2DFunction):
-            strides, pads, dilates = (f.sy, f.sx), (f.ph, f.pw), (f.dy, f.dx)
-        else:
-            strides, pads, dilates = f.stride, f.pad, f.dilate
-        for size, k, s, p, d in zip(
-            x.shape[2:], W.shape[2:], strides, pads, dilates
-        ):
-            places *= get_conv_outsize(size, k, s, p, f.cover_all, d)
-    return int(len(x) * places * W.size)
+        tiled = function.shared_algorithm == 'tile'
+        return function.common_num if tiled else 1
+    if isinstance(function, _DECONVOLUTIONS):
+        return size_of_shape(x.shape[2:])
+    if isinstance(function, Convolution2DFunction):
+        geometry: Any = (
+            (function.sy, function.ph, function.dy),
+            (function.sx, function.pw, function.dx),
+        )
+    elif isinstance(function, ConvolutionND):
+        geometry = zip(function.stride, function.pad, function.dilate)
+    else:
+        return 1
+    return size_of_shape(
+        get_conv_outsize(size, k, stride, pad, function.cover_all, dilate)
+        for size, k, (stride, pad, dilate) in zip(
+            x.shape[2:], W.shape[2:], geometry
+        )
+    )
 
 
 def _get_shape(y: Any) -> OutputShape:

@@ -43,10 +43,10 @@ blocks.sum_blocks = plant
 """
 WRONG_SHARE = """
 from chainer_shared_patch import convert
-def plant(*args, _average=convert._average):
-    mean, error = _average(*args)
+def plant(*args, average_columns=convert.average_columns):
+    mean, error = average_columns(*args)
     return mean + 1, error
-convert._average = plant
+convert.average_columns = plant
 """
 
 

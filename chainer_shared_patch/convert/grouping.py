@@ -1,12 +1,14 @@
-"""Groups the columns of a trained weight that are to share."""
+"""Groups the columns of a trained weight that are to share; averages them."""
 
 from __future__ import annotations
 
-from chainer_shared_patch import config
+from chainer_shared_patch.config import check_common_num, check_divides
 import numpy
 
 # The time and memory of grouping grow with the square of the columns.
 _AT_ONCE = 2048
+# How many rows of a weight are cast at a time, to save memory.
+_ROWS = 256
 
 
 def group_columns(
@@ -51,7 +53,7 @@ def group_columns(
     .. admonition:: Example
 
         >>> import numpy as np
-        >>> from chainer_shared_patch.grouping import group_columns
+        >>> from chainer_shared_patch.convert.grouping import group_columns
         >>> W = np.array([[1., 5., 5.1, 1.1, 5.2, 1.2]])
         >>> group_columns(W, 3, np.ones(6)).reshape(3, 2)
         array([[0, 1],
@@ -60,10 +62,8 @@ def group_columns(
 
     """
     in_size = W.shape[1]
-    common_num = config.check_common_num(
-        common_num, 'common_num of group_columns'
-    )
-    config.check_divides(common_num, in_size)
+    common_num = check_common_num(common_num, 'group_columns(): common_num')
+    check_divides(common_num, in_size, 'group_columns(): common_num')
     # Scaled, so that nothing overflows or vanishes in float32.
     scale = max(W.max(), -W.min()) or 1
     columns = numpy.arange(in_size)
@@ -89,18 +89,15 @@ def group_columns(
 
 
 def _principal_direction(W: numpy.ndarray, scale: float) -> numpy.ndarray:
-    """Returns the columns' coordinates along their principal direction.
-
-    They are the right singular vector to the largest singular value of ``W``
-    less the mean of its columns, computed by power iteration (Golub and Van
-    Loan, "Matrix Computations", 2013).
-    """
+    """Returns the columns' coordinates along their principal direction."""
+    # The first right singular vector of W less the mean of its columns, by
+    # power iteration (Golub and Van Loan, "Matrix Computations", 2013).
     v = numpy.random.RandomState(0).randn(W.shape[1]).astype(numpy.float32)
     for _ in range(10):
         v -= v.mean()
         total = numpy.zeros_like(v)
-        for first in range(0, len(W), 256):  # to save memory
-            rows = (W[first : first + 256] / scale).astype(numpy.float32)
+        for first in range(0, len(W), _ROWS):
+            rows = (W[first : first + _ROWS] / scale).astype(numpy.float32)
             total += rows.T @ (rows @ v)
         v = total / (numpy.linalg.norm(total) or 1)
     return v
@@ -109,15 +106,8 @@ def _principal_direction(W: numpy.ndarray, scale: float) -> numpy.ndarray:
 def _exchange(
     dots: numpy.ndarray, e: numpy.ndarray, common_num: int
 ) -> numpy.ndarray:
-    """Returns the members of each group, of shape ``(k, common_num)``.
-
-    Args:
-        dots (numpy.ndarray): The dot products of the weighted columns,
-            :math:`e_i e_j \\langle w_i, w_j \\rangle`.
-        e (numpy.ndarray): The weights of the columns.
-        common_num (int): The number of columns in a group.
-
-    """
+    """Returns the members of each group, of shape ``(k, common_num)``."""
+    # dots[i, j] is e_i e_j <w_i, w_j>.
     # Expanding the squares, the sum is small where another one is large: that
     # of the value |s|^2 / t of each group, where s is the sum of its weighted
     # columns and t that of its weights.
@@ -157,3 +147,28 @@ def _exchange(
             break
         members = numpy.argsort(group, kind='stable').reshape(members.shape)
     return members
+
+
+def average_columns(
+    W: numpy.ndarray,
+    common_num: int,
+    order: numpy.ndarray | None,
+    weights: numpy.ndarray,
+) -> tuple[numpy.ndarray, float]:
+    """Returns the means of the columns that share, and the error of these."""
+    if order is None:
+        order = numpy.arange(W.shape[1])
+    weights = weights[order].reshape(common_num, -1)
+    weights = weights / weights.sum(axis=0)
+    narrow = numpy.empty((len(W), weights.shape[1]), W.dtype)
+    squares = error = 0.0
+    for first in range(0, len(W), _ROWS):
+        rows = slice(first, first + _ROWS)
+        blocks = W[rows][:, order].astype('d')
+        blocks = blocks.reshape(len(blocks), common_num, -1)
+        means = numpy.einsum('bnk,nk->bk', blocks, weights)
+        narrow[rows] = means
+        squares += numpy.einsum('bnk,bnk', blocks, blocks)
+        blocks -= means[:, None]
+        error += numpy.einsum('bnk,bnk', blocks, blocks)
+    return narrow, float(numpy.sqrt(error / (squares or 1)))

@@ -1,0 +1,245 @@
+"""Converts the linear layers of a trained model to shared ones, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, SupportsIndex
+
+from chainer_shared_patch.blocks import tile_blocks
+from chainer_shared_patch.config import check_model
+from chainer_shared_patch.convert.calibrate import (
+    Batches,
+    check_inputs,
+    refit,
+    watch,
+)
+from chainer_shared_patch.convert.choose import (
+    Layer,
+    LayerOrder,
+    check_link,
+    choose_layers,
+)
+from chainer_shared_patch.convert.fold import check_fold, fold_order
+from chainer_shared_patch.convert.grouping import (
+    average_columns,
+    group_columns,
+)
+from chainer_shared_patch.convert.replace import Changes, attach_bias
+from chainer_shared_patch.convert.report import SharedLayer, ShareReport
+from chainer_shared_patch.functions import VariableOrArray
+from chainer_shared_patch.links import SharedLinear
+import chainer
+from chainer.backends.cuda import to_cpu
+from chainer.link import Link
+from chainer.links.connection.linear import Linear
+import numpy
+
+__all__ = ['ShareReport', 'SharedLayer', 'expand', 'share']
+
+
+def share(
+    model: Link,
+    common_num: SupportsIndex | Mapping[str, SupportsIndex],
+    *,
+    inputs: VariableOrArray | Iterable[Any] | None = None,
+    order: LayerOrder | Mapping[str, LayerOrder] = 'grouped',
+    fold: Mapping[str, str] | None = None,
+    add_bias: bool = False,
+) -> ShareReport:
+    """Replaces linear layers of a trained model by shared ones.
+
+    Each ``chainer.links.Linear`` becomes a :class:`SharedLinear` whose weight
+    is the mean of the columns that share. The names of links and parameters,
+    dtypes, devices, update rules and their hooks stay. Without ``inputs``,
+    biases stay too, except those that ``fold`` reorders. What an optimizer
+    keeps for a replaced or reordered parameter, such as Adam's moments, is
+    reset. Links of subclasses of ``chainer.links.Linear`` stay as they are.
+    If there is an error, nothing is changed.
+
+    Which inputs share decides how much the model loses. ``'grouped'`` groups
+    similar columns of ``W``: starting from contiguous blocks, it exchanges
+    pairs of columns as long as that brings columns closer to the means of
+    their groups. This is weighted k-means with clusters of equal size; see
+    :func:`chainer_shared_patch.convert.grouping.group_columns`.
+
+    With calibration inputs, each column is weighted by the mean square of its
+    input. Then, layer by layer in the order of their execution, ``W`` and the
+    bias are refitted by ridge regression (Hoerl and Kennard, "Ridge
+    regression: Biased estimation for nonorthogonal problems", 1970), so that
+    from the inputs that the layer receives now it reproduces the outputs that
+    it gave before.
+
+    Args:
+        model (chainer.Link): The model, a chain. It is changed in place. A
+            link that it also holds outside its children, for example in a
+            list, is not replaced there.
+        common_num (int or dict): The number of blocks for all layers, or a
+            dict that maps paths of links to numbers, such as
+            ``{'/l2': 10, '/fc*': 8, '/fc8': 1}``. A path may be a pattern;
+            an exact path takes precedence. A layer stays if its number is 1
+            or no path matches it. :func:`summary` shows the paths. Those in a
+            ``chainer.Sequential`` need not be in order.
+        inputs (array or iterable): Batches of calibration inputs, about a
+            thousand examples in all. Each batch is passed to ``model(...)``;
+            a tuple is passed as several arguments. A single array is one
+            batch. Recurrent links are reset before and after.
+        order (str, array or dict): Which inputs share: ``'grouped'``;
+            ``'contiguous'``, where each block is contiguous; a permutation,
+            as the ``order`` of :class:`SharedLinear`; or a dict that maps
+            paths to these. A layer that no path matches is ``'grouped'``.
+        fold (dict): Pairs of paths such as ``{'/l2': '/l1'}``: the outputs of
+            ``l1`` are reordered instead of the inputs of ``l2``, so that the
+            order takes no time when the model runs. Between the linear layer
+            ``l1`` and the shared layer ``l2`` there must be nothing but
+            elementwise functions (BatchNormalization is not one), and nothing
+            else may use the outputs of ``l1``. With calibration inputs,
+            ``share`` checks that folding does not change the outputs of the
+            model.
+        add_bias (bool): If ``True``, refitting may add a bias to a layer
+            that has none.
+
+    Returns:
+        ShareReport: The layers and what they lose. It prints as a table.
+
+    Raises:
+        TypeError: If the model is not a link, a path is not a string,
+            ``fold`` is not a dict or ``inputs`` is not an iterable.
+        ValueError: If ``common_num`` is not an integer of at least 1 or does
+            not divide the width of a layer; if ``order`` is invalid; if the
+            model holds no ``chainer.links.Linear``; if a path matches no
+            layer, or a layer matches several patterns; if a layer has no
+            weight yet, occurs twice, has link hooks, is already shared by the
+            patch or is not reached by the inputs; if the model cannot be
+            called with the inputs; if weights, inputs or outputs are not
+            finite or, once refitted, exceed the range of their dtype; if an
+            order cannot be folded; or if ``add_bias`` is set without
+            ``inputs``.
+
+    .. admonition:: Example
+
+        >>> import chainer_shared_patch
+        >>> import chainer
+        >>> import chainer.functions as F
+        >>> import chainer.links as L
+        >>> import numpy as np
+        >>> model = chainer.Sequential(
+        ...     L.Linear(784, 1000), F.relu, L.Linear(1000, 10))
+        >>> x = np.random.rand(500, 784).astype(np.float32)
+        >>> report = chainer_shared_patch.share(
+        ...     model, {'/0': 4, '/1': 10}, inputs=x)
+        >>> model[0].W.shape, model[2].W.shape
+        ((1000, 196), (10, 100))
+
+    """
+    check_model('share', model)
+    layers = choose_layers(model, common_num, order)
+    folded_into = check_fold(model, layers, fold)
+    batches = check_inputs(inputs)
+    if add_bias and not batches:
+        raise ValueError('share(): add_bias has no effect without inputs')
+    if batches:
+        layers = watch(model, layers, batches)
+    with Changes(model) as changes:
+        rows = [
+            _share_layer(changes, layer, batches, add_bias) for layer in layers
+        ]
+        for path, target in folded_into.items():
+            fold_order(changes, path, target, batches)
+    return ShareReport(
+        tuple(
+            row._replace(folded_into=folded_into.get(row.path)) for row in rows
+        ),
+        tuple(changes.restarted),
+    )
+
+
+def _share_layer(
+    changes: Changes, layer: Layer, batches: Batches, add_bias: bool
+) -> SharedLayer:
+    """Replaces a layer by a shared one."""
+    link, n, order = layer.link, layer.common_num, layer.order
+    W = to_cpu(link.W.array)
+    weights = numpy.ones(W.shape[1])
+    if numpy.any(layer.squares):
+        # A little more, for inputs that are zero in these few examples.
+        weights = layer.squares / layer.squares.mean() + 0.01
+    if isinstance(order, str):  # 'grouped'
+        order = group_columns(W, n, weights)
+    narrow, weight_error = average_columns(W, n, order, weights)
+    bias = output_error = None
+    if batches:
+        has_bias = add_bias or link.b is not None
+        narrow, bias, output_error = refit(
+            changes.model, layer, batches, order, narrow, has_bias
+        )
+    shared = SharedLinear.from_params(
+        narrow, nobias=True, common_num=n, order=order
+    )
+    changes.replace(layer.path, link, shared)
+    if bias is not None:
+        if shared.b is None:
+            attach_bias(shared)
+        changes.set_array(shared.b, bias)
+    return SharedLayer(
+        layer.path,
+        n,
+        shared.count_params(),
+        link.count_params(),
+        weight_error,
+        output_error,
+        None,
+    )
+
+
+def expand(model: Link) -> None:
+    """Replaces the shared layers of a model by ordinary ones.
+
+    Each :class:`SharedLinear` becomes a ``chainer.links.Linear`` that computes
+    the same with the wide weight, in the order of the inputs. A saved model
+    can then be loaded without the plugin. What an optimizer keeps for its
+    ``W``, such as Adam's moments, is reset; everything else stays.
+
+    Args:
+        model (chainer.Link): The model, a chain. It is changed in place.
+
+    Raises:
+        TypeError: If the model is not a link.
+        ValueError: If a shared layer is the model itself, has no weight yet,
+            occurs twice, has link hooks or is of a subclass. Then nothing is
+            changed.
+
+    .. admonition:: Example
+
+        >>> import chainer
+        >>> import chainer_shared_patch
+        >>> model = chainer.Sequential(
+        ...     chainer_shared_patch.SharedLinear(20, 5, common_num=10))
+        >>> chainer_shared_patch.expand(model)
+        >>> model[0].W.shape
+        (5, 20)
+
+    """
+    check_model('expand', model)
+    if isinstance(model, SharedLinear):
+        raise ValueError(
+            'expand(): model must hold the SharedLinear links, but is one '
+            'itself: put it into a chainer.Sequential'
+        )
+    links = {
+        path: link
+        for path, link in model.namedlinks()
+        if isinstance(link, SharedLinear)
+    }
+    for path, link in links.items():
+        if type(link) is not SharedLinear:
+            raise ValueError(
+                f'expand(): {path} is of class {type(link).__name__}, which '
+                'may compute something else than SharedLinear'
+            )
+        check_link('expand', model, path, link)
+    with Changes(model) as changes:
+        for path, link in links.items():
+            W = to_cpu(tile_blocks(link.W.array, link.common_num, link.order))
+            with chainer.using_config('dtype', W.dtype):
+                ordinary = Linear(W.shape[1], W.shape[0], True, W)
+            changes.replace(path, link, ordinary)

@@ -1,0 +1,106 @@
+"""What ``share`` did, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from tabulate import tabulate
+
+
+class SharedLayer(NamedTuple):
+    """What :func:`share` did to a layer.
+
+    Attributes:
+        path (str): The layer's path in the model.
+        common_num (int): The number of blocks that share its weight.
+        size (int): The number of elements of its parameters.
+        dense_size (int): The same, before it was shared.
+        weight_error (float): The Frobenius norm of the difference between
+            the weight's columns and the means that replace them, relative to
+            the norm of the weight.
+        output_error (float): The Frobenius norm of the difference between the
+            layer's outputs for the calibration inputs, before it was shared
+            and after it was refitted, relative to the norm of the outputs
+            before. ``None`` without calibration inputs.
+        folded_into (str): The path of the layer whose outputs have been
+            reordered instead of this layer's inputs, or ``None``.
+
+    .. admonition:: Example
+
+        >>> import chainer
+        >>> import chainer.links as L
+        >>> from chainer_shared_patch import share
+        >>> model = chainer.Sequential(L.Linear(20, 5))
+        >>> (layer,) = share(model, 10).layers
+        >>> layer.path, layer.common_num, layer.size, layer.dense_size
+        ('/0', 10, 15, 105)
+
+    """
+
+    path: str
+    common_num: int
+    size: int
+    dense_size: int
+    weight_error: float
+    output_error: float | None
+    folded_into: str | None
+
+
+class ShareReport(NamedTuple):
+    """What :func:`share` did. It prints as a table.
+
+    Attributes:
+        layers (tuple of SharedLayer): The layers, in the order in which they
+            were shared.
+        restarted (tuple of str): The paths of the parameters whose optimizer
+            state was reset.
+
+    .. admonition:: Example
+
+        >>> import chainer
+        >>> import chainer.links as L
+        >>> from chainer_shared_patch import share
+        >>> import numpy as np
+        >>> model = chainer.Sequential(
+        ...     L.Linear(4, 1, initialW=np.array([[1., 2., 1., 1.]])))
+        >>> print(share(model, 2, order='contiguous'))
+        layer      common_num    parameters    parameters before    weight error
+        -------  ------------  ------------  -------------------  --------------
+        /0                  2             3                    5          26.73%
+
+    """  # noqa: E501
+
+    layers: tuple[SharedLayer, ...]
+    restarted: tuple[str, ...]
+
+    def __str__(self) -> str:
+        def percent(errors: Iterable[float | None]) -> list[str]:
+            return ['' if each is None else f'{each:.2%}' for each in errors]
+
+        layers = self.layers
+        columns: dict[str, list[Any]] = {
+            'layer': [each.path for each in layers],
+            'common_num': [each.common_num for each in layers],
+            'parameters': [f'{each.size:,}' for each in layers],
+            'parameters before': [f'{each.dense_size:,}' for each in layers],
+            'weight error': percent(each.weight_error for each in layers),
+            'output error': percent(each.output_error for each in layers),
+            'order folded into': [each.folded_into or '' for each in layers],
+        }
+        columns = {
+            header: cells for header, cells in columns.items() if any(cells)
+        }
+        text: str = tabulate(
+            columns,
+            headers='keys',
+            disable_numparse=True,
+            colalign=[
+                'left' if header in ('layer', 'order folded into') else 'right'
+                for header in columns
+            ],
+        )
+        if self.restarted:
+            paths = ', '.join(self.restarted)
+            text += f'\nThe state of the optimizer was reset for {paths}.'
+        return text

@@ -1,0 +1,82 @@
+"""The models that are shared, and what they are compared with."""
+
+from chainer_shared_patch import SharedLinear
+import chainer
+import chainer.functions as F
+import chainer.links as L
+import numpy
+
+from tests.helpers import fill
+
+IN, HIDDEN, OUT = 6, 12, 4
+
+
+class MLP(chainer.Chain):
+    def __init__(self, dtype='d', nobias=False):
+        super().__init__()
+        with self.init_scope(), chainer.using_config('dtype', dtype):
+            self.l1 = L.Linear(IN, HIDDEN, nobias)
+            self.l2 = L.Linear(HIDDEN, HIDDEN, nobias)
+            self.l3 = L.Linear(HIDDEN, OUT, nobias)
+        fill(self)
+
+    def forward(self, x):
+        return self.l3(F.relu(self.l2(F.relu(self.l1(x)))))
+
+
+def in_order(order, columns):
+    return numpy.arange(columns) if order is None else order
+
+
+def widen(link):
+    """The weight of the dense layer that computes what a shared one does."""
+    wide = numpy.tile(link.W.array, (1, link.common_num))
+    result = numpy.empty_like(wide)
+    result[:, in_order(link.order, wide.shape[1])] = wide
+    return result
+
+
+def average(W, n, order, weights=None):
+    """The weight whose columns are the means of those that share."""
+    W = W.astype('d')
+    if weights is None:
+        weights = numpy.ones(W.shape[1])
+    groups = in_order(order, W.shape[1]).reshape(n, -1).T
+    columns = [
+        numpy.average(W[:, group], axis=1, weights=weights[group])
+        for group in groups
+    ]
+    return numpy.transpose(columns)
+
+
+def shared_numbers_of(model):
+    return {
+        path: link.common_num
+        for path, link in model.namedlinks()
+        if type(link) is SharedLinear
+    }
+
+
+def state_of(model):
+    """Everything of a model that a failure must not change, bit for bit."""
+    links = [(path, link, link.name) for path, link in model.namedlinks()]
+    params = []
+    for path, param in model.namedparams():
+        rule = param.update_rule
+        arrays = [param.array]
+        if param.array is not None:
+            arrays.append(param.grad)
+        if rule is not None and rule.state:
+            arrays += [rule.state[key] for key in sorted(rule.state)]
+        copies = [None if a is None else a.tobytes() for a in arrays]
+        t = None if rule is None else rule.t
+        params.append((path, param, rule, t, copies))
+    orders = [getattr(link, 'order', None) for _, link, _ in links]
+    return links, params, [None if o is None else list(o) for o in orders]
+
+
+def train(model, optimizer, x, steps=2):
+    for _ in range(steps):
+        model.cleargrads()
+        F.sum(model(x) ** 2).backward()
+        optimizer.update()

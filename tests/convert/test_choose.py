@@ -1,0 +1,180 @@
+"""Which layers are shared, and what is no choice."""
+
+from chainer_shared_patch import SharedLinear, share
+from chainer_shared_patch.convert.grouping import group_columns
+import chainer
+from chainer import link_hooks
+import chainer.functions as F
+import chainer.links as L
+import numpy
+import pytest
+
+from tests.convert.helpers import HIDDEN, MLP, shared_numbers_of, state_of
+
+
+@pytest.mark.parametrize(
+    ('common_num', 'numbers'),
+    [
+        (2, {'/l1': 2, '/l2': 2, '/l3': 2}),
+        (numpy.int64(2), {'/l1': 2, '/l2': 2, '/l3': 2}),
+        ({'/l2': 4, '/l3': 1}, {'/l2': 4}),
+        ({'*': 3, '/l1': 1}, {'/l2': 3, '/l3': 3}),
+        ({'/l[23]': 6, '/l1': 2}, {'/l1': 2, '/l2': 6, '/l3': 6}),
+        ({'/l2': 12, '*': 6}, {'/l1': 6, '/l2': 12, '/l3': 6}),
+        (1, {}),
+        ({}, {}),
+    ],
+)
+def test_numbers_and_paths(common_num, numbers):
+    model = MLP()
+    links = dict(model.namedlinks())
+    report = share(model, common_num)
+    assert shared_numbers_of(model) == numbers
+    assert [layer.path for layer in report.layers] == list(numbers)
+    assert str(report).count('\n/') == len(numbers)
+    for path, link in model.namedlinks():
+        assert (link is links[path]) == (path not in numbers)
+
+
+@pytest.mark.parametrize('order', ['contiguous', 'grouped', 'array'])
+def test_orders(random, order):
+    grouped = [
+        group_columns(link.W.array, 3, numpy.ones(HIDDEN))
+        for link in (MLP().l2, MLP().l3)
+    ]
+    if order == 'array':
+        order = random.permutation(HIDDEN)
+    model = MLP()
+    share(model, {'/l2': 3, '/l3': 3}, order={'/l2': order})
+    if isinstance(order, str):
+        order = grouped[0] if order == 'grouped' else None
+    numpy.testing.assert_array_equal(model.l2.order, order)
+    # Where no path matches, it is grouped.
+    numpy.testing.assert_array_equal(model.l3.order, grouped[1])
+
+
+def test_subclasses_stay():
+    class Mine(L.Linear):
+        pass
+
+    model = chainer.ChainList(
+        L.Linear(4, 4), Mine(4, 4), SharedLinear(4, 4, common_num=2)
+    )
+    before = list(model)
+    report = share(model, 2)
+    assert [layer.path for layer in report.layers] == ['/0']
+    assert list(model)[1:] == before[1:]
+
+
+def make_lazy(model):
+    with model.init_scope():
+        del model.l2
+        model.l2 = L.Linear(HIDDEN)
+
+
+def make_subclass(model):
+    class Mine(L.Linear):
+        pass
+
+    with model.init_scope():
+        del model.l2
+        model.l2 = Mine(HIDDEN, HIDDEN)
+
+
+def tie_bias(model):
+    model.l3.b = model.l2.b
+
+
+def nothing(model):
+    pass
+
+
+@pytest.mark.parametrize(
+    ('prepare', 'settings', 'message'),
+    [
+        (
+            nothing,
+            {'common_num': {'/l2': 5}},
+            'common_num for /l2 must divide in_size, but in_size is 12 and '
+            'common_num is 5; try 4 or 6$',
+        ),
+        (
+            nothing,
+            {'common_num': {'/l*': 2, '/l2': '10'}},
+            "common_num for /l2 must be an integer of at least 1, .* '10'$",
+        ),
+        (
+            nothing,
+            {'common_num': {'/l2': 2, '/fc*': 2}},
+            r'common_num names /fc\*, which matches none of the layers; the '
+            'layers to choose from are /l1, /l2, /l3$',
+        ),
+        (
+            nothing,
+            {'common_num': {'/l*': 2, '*2': 2}},
+            r'common_num has several patterns for /l2: /l\*, \*2$',
+        ),
+        (
+            make_subclass,
+            {},
+            'common_num names /l2, which is of class Mine, not chainer.links',
+        ),
+        (
+            nothing,
+            {'order': {'/l3': 'grouped'}},
+            'order names /l3, which is not being shared',
+        ),
+        (
+            nothing,
+            {'order': 'interleaved'},
+            "order for /l2 must be 'grouped', 'contiguous' or a permutation "
+            "of the integers below in_size, 12, but it is 'interleaved'$",
+        ),
+        (nothing, {'order': [1, 0]}, r'order for /l2 must .* \(2,\)$'),
+        (make_lazy, {}, '/l2 has no weight yet'),
+        (
+            tie_bias,
+            {},
+            '/l2 cannot .* its b occurs in several places: /l2/b, /l3/b$',
+        ),
+        (
+            lambda model: model.l2.b.array.fill(numpy.inf),
+            {},
+            '/l2/b contains NaN or inf',
+        ),
+        (
+            lambda model: model.l2.add_hook(link_hooks.TimerHook()),
+            {},
+            r'/l2 cannot be changed, because it has link hooks \(TimerHook\)',
+        ),
+    ],
+)
+def test_errors_change_nothing(prepare, settings, message):
+    model = MLP()
+    prepare(model)
+    before = state_of(model)
+    with pytest.raises(ValueError, match=r'^share\(\): .*' + message):
+        share(model, **{'common_num': {'/l2': 2}, **settings})
+    assert state_of(model) == before
+
+
+@pytest.mark.parametrize('setting', ['common_num', 'order'])
+def test_paths_that_are_no_strings(setting):
+    settings = {'common_num': 2, setting: {1: 2}}
+    message = rf'^share\(\): {setting} must have paths .* but one is 1$'
+    with pytest.raises(TypeError, match=message):
+        share(MLP(), **settings)
+
+
+@pytest.mark.parametrize('model', [L.Linear(4, 4), chainer.Sequential(F.relu)])
+def test_models_without_layers(model):
+    message = f'this {type(model).__name__} holds none'
+    with pytest.raises(ValueError, match=message):
+        share(model, 2)
+
+
+def test_copies_that_share_their_arrays():
+    link = L.Linear(4, 4)
+    model = chainer.ChainList(link, link.copy())
+    with pytest.raises(ValueError, match='several places: /0/W, /1/W'):
+        share(model, 2)
