@@ -13,15 +13,15 @@ import sys
 
 from chainer_shared_patch.compat import (
     chainermn,
-    environment,
+    environment_check,
     hdf5,
     importing,
     mnist,
-    numpy_changes,
-    onnx,
+    numpy_promotion,
+    numpy_removals,
+    onnx_chainer,
     pkg_resources,
     processes,
-    promotion,
     protobuf,
     scipy_float16,
 )
@@ -30,16 +30,16 @@ from chainer_shared_patch.compat.importing import Fix
 __all__ = ['FIXES', 'Fix', 'apply']
 
 FIXES: tuple[Fix, ...] = (
-    *environment.FIXES,
-    *numpy_changes.FIXES,
-    *promotion.FIXES,
+    *environment_check.FIXES,
+    *numpy_removals.FIXES,
+    *numpy_promotion.FIXES,
     *pkg_resources.FIXES,
     *processes.FIXES,
     *protobuf.FIXES,
     *scipy_float16.FIXES,
     *hdf5.FIXES,
     *mnist.FIXES,
-    *onnx.FIXES,
+    *onnx_chainer.FIXES,
     *chainermn.FIXES,
 )
 

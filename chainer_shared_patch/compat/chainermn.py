@@ -13,7 +13,7 @@ from chainer_shared_patch.compat.importing import (
     is_at_least,
     is_cupy_at_least,
 )
-from chainer_shared_patch.compat.promotion import widen
+from chainer_shared_patch.compat.numpy_promotion import widen
 import numpy
 
 

@@ -20,7 +20,7 @@ class NumPyWith(types.ModuleType):
 
     .. admonition:: Example
 
-        >>> from chainer_shared_patch.compat.numpy_changes import NumPyWith
+        >>> from chainer_shared_patch.compat.numpy_removals import NumPyWith
         >>> numpy = NumPyWith(float=float)
         >>> numpy.zeros(2, numpy.float)
         array([0., 0.])
