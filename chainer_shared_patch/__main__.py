@@ -224,13 +224,15 @@ def print_info() -> None:
         print(getattr(chainer.global_config, name))
     print('Fixes:')
     for fix in compat.FIXES:
-        if fix.is_applied():
+        if fix.is_applied:
             state = 'applied'
         elif fix.is_needed():
             state = 'waiting for the import'
         else:
             state = 'not needed'
-        print(f'  {fix.module}: {fix.broken} (since {fix.since}): {state}')
+        print(
+            f'  {fix.module}: {fix.broken} ({fix.when or "always"}): {state}'
+        )
 
 
 if __name__ == '__main__':

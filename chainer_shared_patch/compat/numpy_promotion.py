@@ -13,7 +13,7 @@ import copy
 import functools
 from typing import Any
 
-from chainer_shared_patch.compat.importing import Fix, is_at_least, lent
+from chainer_shared_patch.compat.importing import Fix, lent
 import numpy
 
 
@@ -145,8 +145,7 @@ def _fix(module: str, broken: str, apply: Any) -> Fix:
     return Fix(
         module='chainer.' + module,
         broken=broken,
-        since='NumPy 2.0',
-        is_needed=lambda: is_at_least('numpy', '2'),
+        when='numpy >= 2',
         apply=apply,
     )
 

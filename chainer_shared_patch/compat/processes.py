@@ -82,19 +82,14 @@ _STARTS = tuple(
             module=module,
             broken='processes no longer start by fork: what they get is '
             'pickled, and they import the program again',
-            since='Python 3.14',
-            # The first is the default.
-            is_needed=lambda: (
-                multiprocessing.get_all_start_methods()[0] == 'forkserver'
-            ),
+            when='python >= 3.14; sys_platform == "linux"',
             apply=_fork_by_default,
         ),
         Fix(
             module=module,
             broken='processes that do not start by fork import Chainer before '
             'the program can fix it',
-            since='Python 3.12, NumPy 2.0, setuptools 82',
-            is_needed=lambda: True,
+            when=None,
             apply=_fix_first,
         ),
     )
@@ -105,8 +100,7 @@ FIXES = (
     Fix(
         module='chainer.iterators.multiprocess_iterator',
         broken='with maxtasksperchild it hangs after a ZeroDivisionError',
-        since='Python 3.8',
-        is_needed=lambda: True,
+        when=None,
         apply=_fix_multiprocess_iterator,
     ),
 )
