@@ -1,10 +1,9 @@
-"""Runs a program under the patch, or describes the installation.
+"""Runs a program under the patch.
 
 .. code-block:: console
 
     $ python -m chainer_shared_patch --common-num 10 train.py --epoch 20
     $ python -m chainer_shared_patch --common-num 10 -m package.train
-    $ python -m chainer_shared_patch --info
 
 """
 
@@ -13,31 +12,24 @@ from __future__ import annotations
 import argparse
 import builtins
 import importlib
-from importlib.machinery import (
-    BuiltinImporter,
-    SourceFileLoader,
-    SourcelessFileLoader,
-)
+import io
 import multiprocessing.spawn
 import os
 import pkgutil
-import platform
 import runpy
-import signal
 import sys
+import types
 from typing import Any
 
-import chainer_shared_patch
-from chainer_shared_patch import compat, config
+from chainer_shared_patch import config, info
 import chainer
-from chainer.backends import cuda
 
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='python -m chainer_shared_patch',
         usage='%(prog)s [--common-num N] [--algorithm A] '
-        '(FILE | -m MODULE | -c CODE | -) [ARG ...]\n'
+        '(FILE | -m MODULE) [ARG ...]\n'
         '       %(prog)s --info',
         description='Run an unmodified program under the patch, which shares '
         'the weights of fully connected layers.',
@@ -61,15 +53,12 @@ def _make_parser() -> argparse.ArgumentParser:
         action='store_true',
         help='print what to include in a bug report, and exit',
     )
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument('-m', action='store_true', help='run a module')
-    kind.add_argument('-c', action='store_true', help='run a piece of code')
+    parser.add_argument('-m', action='store_true', help='run a module')
     parser.add_argument(
         'program',
         nargs=argparse.REMAINDER,
-        help='the program and its arguments; without -m or -c, a script, a '
-        '.pyc file, a directory or zip file with a __main__.py, or - for '
-        'standard input',
+        help='the program and its arguments; without -m, a script, a .pyc '
+        'file, or a directory or zip file with a __main__.py',
     )
     return parser
 
@@ -92,89 +81,61 @@ def main() -> None:
         os.environ['CHAINER_SHARED_ALGORITHM'] = args.algorithm
 
     if args.info:
-        if hasattr(signal, 'SIGPIPE'):  # so that `--info | head` ends quietly
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        print_info()
-        return
-    if not args.program:
-        parser.error('give a program to run: a file, -m MODULE, -c CODE, or -')
-    is_file = not (args.m or args.c or args.program[0] == '-')
-    if is_file and not os.path.exists(args.program[0]):
+        info.print_info()
+    elif not args.program:
+        parser.error('give a program to run: a file, or -m MODULE')
+    elif not args.m and not os.path.exists(args.program[0]):
         parser.error(f'no such file: {args.program[0]!r}')
-
-    _patch_spawned_processes()
-    sys.excepthook = _print_exception
-    sys.argv = args.program
-    # multiprocessing also knows this module as __mp_main__, so the program has
-    # to run in this module and not in another one.
-    namespace = vars(sys.modules['__main__'])
-    namespace.clear()
-    namespace.update(
-        __name__='__main__',
-        __doc__=None,
-        __package__=None,
-        __loader__=BuiltinImporter,
-        __spec__=None,
-        __builtins__=builtins,
-    )
-    if sys.version_info < (3, 14):  # where it is not made on demand
-        namespace['__annotations__'] = {}
-    if args.m:
-        runpy._run_module_as_main(sys.argv[0])  # type: ignore[attr-defined]
-    elif args.c:
-        sys.argv = ['-c', *sys.argv[1:]]
-        _set_first_path('')
-        _run_code(_compile(args.program[0], '<string>'))
-    elif not is_file:
-        _set_first_path('')
-        _run_code(_compile(sys.stdin.read(), '<stdin>'), __file__='<stdin>')
     else:
-        _run_file(os.path.abspath(sys.argv[0]))
+        _patch_spawned_processes()
+        sys.excepthook = _print_exception
+        sys.argv = args.program
+        _run(args.program[0], args.m)
 
 
-def _run_file(path: str) -> None:
-    if pkgutil.get_importer(path) is not None:  # a directory or a zip file
-        _set_first_path(path, always=True)
+def _run(program: str, is_module: bool) -> None:
+    """Runs a program as ``__main__``, as Python itself does.
+
+    That module stays, for threads and for functions that are called at exit.
+    """
+    main: Any = types.ModuleType('__main__')
+    main.__builtins__ = builtins  # exec would put a dict there
+    # Spawned processes return objects of the program by the second name.
+    sys.modules['__main__'] = sys.modules['__mp_main__'] = main
+    if is_module:
+        runpy._run_module_as_main(program)  # type: ignore[attr-defined]
+        return
+    path = os.path.abspath(program)
+    is_archive = pkgutil.get_importer(path) is not None
+    # Up to Python 3.10, only -I keeps the program's folder out of sys.path.
+    is_safe = getattr(sys.flags, 'safe_path', sys.flags.isolated)
+    if not is_safe:
+        del sys.path[0]  # of the runner
+    if is_archive:  # or a directory
+        sys.path.insert(0, path)
         runpy._run_module_as_main(  # type: ignore[attr-defined]
             '__main__', alter_argv=False
         )
         return
-    _set_first_path(os.path.dirname(os.path.realpath(path)))
-    loader: Any
-    if path.endswith('.pyc'):
-        loader = SourcelessFileLoader('__main__', path)
-        code = loader.get_code('__main__')
-    else:
-        loader = SourceFileLoader('__main__', path)
-        code = _compile(loader.get_data(path), path)
-    _run_code(code, __file__=path, __cached__=None, __loader__=loader)
-
-
-def _set_first_path(path: str, always: bool = False) -> None:
-    # Up to Python 3.10, only -I keeps the path out of sys.path.
-    if not getattr(sys.flags, 'safe_path', sys.flags.isolated):
-        sys.path[0] = path
-    elif always:
-        sys.path.insert(0, path)
-
-
-def _compile(source: Any, name: str) -> Any:
-    return compile(source, name, 'exec', dont_inherit=True)
-
-
-def _run_code(code: Any, **names: Any) -> None:
-    namespace = vars(sys.modules['__main__'])
-    namespace.update(names)
-    exec(code, namespace)
+    if not is_safe:
+        sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
+    main.__file__ = path
+    with io.open_code(path) as file:
+        code = pkgutil.read_code(file)
+        if code is None:  # it is no .pyc file
+            file.seek(0)
+            code = compile(file.read(), path, 'exec', dont_inherit=True)
+    exec(code, vars(main))
 
 
 def _print_exception(kind: Any, error: BaseException, trace: Any) -> None:
     """Prints a traceback that begins with the program, not its runner."""
-    runners = (__file__, runpy.run_path.__code__.co_filename)
-    while trace is not None:
-        name = trace.tb_frame.f_code.co_filename
-        if name not in runners and not name.startswith('<frozen importlib'):
-            break
+    runners = (
+        os.path.dirname(__file__),
+        runpy.run_path.__code__.co_filename,
+        '<frozen importlib',
+    )
+    while trace and trace.tb_frame.f_code.co_filename.startswith(runners):
         trace = trace.tb_next
     sys.__excepthook__(kind, error.with_traceback(trace), trace)
 
@@ -182,7 +143,7 @@ def _print_exception(kind: Any, error: BaseException, trace: Any) -> None:
 def _patch_spawned_processes() -> None:
     # The server that forks processes would import only the script.
     multiprocessing.set_forkserver_preload(['chainer_shared_patch'])
-    # A spawned process runs the script again, but not this module. It
+    # A spawned process runs the script again, but not the runner. It
     # unpickles these data before it does so.
     get_data = multiprocessing.spawn.get_preparation_data
 
@@ -197,44 +158,3 @@ class _Import:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return importlib.import_module, ('chainer_shared_patch',)
-
-
-def print_info() -> None:
-    """Prints the versions, the backends, and the state of patch and fixes.
-
-    .. admonition:: Example
-
-        >>> from chainer_shared_patch.__main__ import print_info
-        >>> print_info()  # doctest: +ELLIPSIS
-        chainer_shared_patch: ...
-        Python: ...
-
-    """
-    print('chainer_shared_patch:', chainer_shared_patch.__version__)
-    print('Python:', platform.python_version())
-    chainer.print_runtime_info()
-    try:
-        cuda.check_cuda_available()
-    except RuntimeError as error:
-        print('CUDA:', ' '.join(str(error).split()))
-    state = 'installed' if chainer_shared_patch.is_installed() else 'off'
-    print('Patch:', state)
-    for name in ('common_num', 'shared_algorithm'):
-        print(f'chainer.global_config.{name}:', end=' ')
-        print(getattr(chainer.global_config, name))
-    print('Fixes:')
-    for fix in compat.FIXES:
-        if fix.is_applied:
-            state = 'applied'
-        elif fix.is_needed():
-            state = 'waiting for the import'
-        else:
-            state = 'not needed'
-        print(
-            f'  {fix.module}: {fix.broken} ({fix.when or "always"}): {state}'
-        )
-
-
-if __name__ == '__main__':
-    # The program takes over this module, so main runs in a second copy.
-    importlib.import_module('chainer_shared_patch.__main__').main()
