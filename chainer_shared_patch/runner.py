@@ -17,6 +17,7 @@ import multiprocessing.spawn
 import os
 import pkgutil
 import runpy
+import signal
 import sys
 import types
 from typing import Any
@@ -81,6 +82,8 @@ def main() -> None:
         os.environ['CHAINER_SHARED_ALGORITHM'] = args.algorithm
 
     if args.info:
+        if hasattr(signal, 'SIGPIPE'):  # so that `--info | head` ends quietly
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         info.print_info()
     elif not args.program:
         parser.error('give a program to run: a file, or -m MODULE')

@@ -282,3 +282,15 @@ def test_info(folder):
     assert line.endswith('applied' if needed else 'not needed')
     result = run(folder, '--info', CHAINER_SHARED_PATCH='0')
     assert 'Patch: off' in result.stdout
+
+
+def test_info_that_is_not_read_to_its_end(folder):
+    with subprocess.Popen(
+        [sys.executable, '-m', 'chainer_shared_patch', '--info'],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        process.stdout.close()
+        # With CuPy and no GPU, there are warnings.
+        assert b'BrokenPipeError' not in process.stderr.read()
