@@ -26,10 +26,7 @@ def _fix_multiprocess_iterator(module: Any) -> None:
 
 
 class ForkingByDefault:
-    """multiprocessing, with processes that start by fork.
-
-    If the program has chosen or used another start method, that one stays.
-    """
+    """multiprocessing, with fork unless the program has chosen otherwise."""
 
     def __getattr__(self, name: str) -> Any:
         method = multiprocessing.get_start_method(allow_none=True)
@@ -41,11 +38,7 @@ def _fork_by_default(module: Any) -> None:
 
 
 def call(function: Any, *args: Any, **kwargs: Any) -> None:
-    """Calls a function in a spawned process, once Chainer is fixed.
-
-    What comes first in a pickle is imported first: this module and, with it,
-    the plugin, which fixes Chainer.
-    """
+    """Calls a function of Chainer, which unpickling this has fixed first."""
     function(*args, **kwargs)
 
 
