@@ -18,19 +18,25 @@ _READ_HEADER = {
 }
 
 
-# NumPy's own functions believe what they are told: flags of a dtype that turn
-# bytes into pointers, or any shape. These leave the checks to frombuffer.
+# NumPy's own functions believe what a pickle tells them: any shape, and flags
+# of a dtype that turn bytes into pointers.
 
 
-def _make_dtype(name: str, *_: Any) -> Any:
-    dtype = numpy.dtype(name)
-    if not isinstance(name, str) or dtype.kind not in 'biufcSUO':
-        raise ValueError(f'cannot unpickle the dtype {name}')
-    return numpy.dtype(dtype, copy=True)
+def _make_dtype(name: Any, *_: Any) -> Any:
+    if isinstance(name, str) and numpy.dtype(name).kind in 'biufcSUO':
+        return numpy.dtype(numpy.dtype(name), copy=True)
+    raise ValueError(f'cannot unpickle the dtype {name!r}')
+
+
+def _view(data: Any, dtype: Any) -> Any:
+    # A view of an array would outlive the memory that __setstate__ frees.
+    if isinstance(data, bytes) and isinstance(dtype, numpy.dtype):
+        return numpy.frombuffer(data, dtype)
+    raise ValueError(f'cannot unpickle {data!r} as an array of {dtype!r}')
 
 
 def _make_scalar(dtype: Any, data: Any) -> Any:
-    return numpy.frombuffer(data, dtype)[0]
+    return _view(data, dtype)[0]
 
 
 def _make_array(*_: Any) -> Any:
@@ -43,7 +49,7 @@ def _set_state(value: Any, state: Any) -> None:
         if dtype.hasobject:
             array = numpy.empty(len(data), bool)
         else:
-            array = numpy.frombuffer(data, dtype)
+            array = _view(data, dtype)
         shape = array.reshape(shape).shape
         value.__setstate__((1, shape, dtype, is_fortran, data))
     elif isinstance(value, numpy.dtype):
@@ -58,8 +64,7 @@ _CLASSES: dict[tuple[str, str], Any] = {
     # This is how bytes are pickled for Python 2.
     ('_codecs', 'encode'): lambda text, encoding: text.encode('latin1'),
     ('numpy', 'dtype'): _make_dtype,
-    # Only an argument of _make_array. The class could make views of memory
-    # that __setstate__ frees.
+    # It is only an argument of _make_array. The class could make views, too.
     ('numpy', 'ndarray'): None,
 }
 for _package in ('numpy.core', 'numpy._core'):  # of NumPy 1 and 2

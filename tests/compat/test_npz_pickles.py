@@ -212,6 +212,8 @@ def lying(*state):
     [
         Call(scalar, OBJECT, POINTER),
         Call(scalar, 'O', POINTER),
+        Call(scalar, 'V8', numpy.zeros(1)),
+        Call(scalar, numpy.dtype('S8'), numpy.zeros(1)),
         lying((1,), OBJECT, False, POINTER),
         lying((1,), 'O', False, POINTER),
         # Without these flags, NumPy's own makes pointers of bytes.
