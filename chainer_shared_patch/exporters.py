@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from chainer_shared_patch.compat import importing
-from chainer_shared_patch.compat.importing import Fix
+from chainer_shared_patch.compat.importing import on_import
 from chainer_shared_patch.functions import SharedLinearFunction
 from chainer.backends.cuda import to_cpu
 import numpy
@@ -85,29 +84,6 @@ def _refuse_shared_layers(caffe: Any) -> None:
 
 
 def register() -> None:
-    """Teaches the exporters about shared layers.
-
-    This happens now or once an exporter is imported. Importing
-    ``chainer_shared_patch`` calls it.
-
-    .. admonition:: Example
-
-        >>> import chainer_shared_patch
-        >>> from onnx_chainer import mapping
-        >>> 'SharedLinearFunction' in mapping.converters
-        True
-
-    """
-    importing.register(
-        Fix(
-            module=module,
-            broken='does not know shared layers',
-            since='always',
-            is_needed=lambda: True,
-            apply=apply,
-        )
-        for module, apply in (
-            ('onnx_chainer.mapping', _add_converter),
-            ('chainer.exporters.caffe', _refuse_shared_layers),
-        )
-    )
+    """Teaches the exporters about shared layers, once they are imported."""
+    on_import('onnx_chainer.mapping', _add_converter)
+    on_import('chainer.exporters.caffe', _refuse_shared_layers)

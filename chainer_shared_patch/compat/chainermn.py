@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 import copy
 import functools
-import sys
 from typing import Any
 
-from chainer_shared_patch.compat.importing import (
-    Fix,
-    is_at_least,
-    is_cupy_at_least,
-)
-from chainer_shared_patch.compat.promotion import widen
+from chainer_shared_patch.compat.importing import Fix
+from chainer_shared_patch.compat.numpy_promotion import widen
 import numpy
 
 
@@ -90,36 +85,31 @@ FIXES = (
     Fix(
         module='chainermn.iterators.multi_node_iterator',
         broken='int() of an array of one element is a TypeError',
-        since='NumPy 2.4',
-        is_needed=lambda: is_at_least('numpy', '2.4'),
+        when='numpy >= 2.4',
         apply=_fix_multi_node_iterator,
     ),
     Fix(
         module='chainermn.extensions.observation_aggregator',
         broken='the average of float16 or float32 is not taken in float64',
-        since='NumPy 2.0',
-        is_needed=lambda: is_at_least('numpy', '2'),
+        when='numpy >= 2',
         apply=_fix_observation_aggregator,
     ),
     Fix(
         module='chainermn.communicators._memory_utility',
         broken='array(copy=False), with another dtype, is a ValueError',
-        since='CuPy 14, NumPy 2.0',
-        is_needed=lambda: is_at_least('numpy', '2'),
+        when='numpy >= 2',
         apply=_fix_memory_utility,
     ),
     Fix(
         module='chainermn.communicators._memory_utility',
         broken='the kernels that copy gradients use an unknown type, half',
-        since='CuPy 14',
-        is_needed=lambda: is_cupy_at_least('14'),
+        when='cupy >= 14',
         apply=_fix_batched_copies,
     ),
     Fix(
         module='chainermn.links.batch_normalization',
         broken='copy.deepcopy of super() calls __deepcopy__ endlessly',
-        since='Python 3.14',
-        is_needed=lambda: sys.version_info >= (3, 14),
+        when='python >= 3.14',
         apply=_fix_batch_normalization,
     ),
 )

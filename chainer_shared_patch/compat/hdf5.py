@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from chainer_shared_patch.compat.importing import Fix, is_at_least
+from chainer_shared_patch.compat.importing import Fix
 import numpy
 
 
@@ -40,8 +40,7 @@ FIXES = (
     Fix(
         module='chainer.serializers.hdf5',
         broken='strings are read as bytes, abc as "b\'abc\'"',
-        since='h5py 3.0',
-        is_needed=lambda: is_at_least('h5py', '3'),
+        when='h5py >= 3',
         apply=_fix_hdf5,
     ),
 )

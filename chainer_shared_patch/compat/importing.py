@@ -1,92 +1,80 @@
-"""Fixes modules as they are imported.
+"""Changes modules as they are imported.
 
-A :class:`Fix` can lend a module what it needs while it is imported, run
-something else instead of its code, and change it once it is imported.
 Afterwards, NumPy's namespace and ``sys.modules`` are as they were before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import functools
 from importlib import metadata
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
 import types
 from typing import Any
 
-from packaging.version import Version
+from packaging.requirements import Requirement
+
+Apply = Callable[[Any], None]
+Execute = Callable[[Apply, Any], None]
+
+CUPY = ('cupy', 'cupy-cuda12x', 'cupy-cuda13x')
 
 
-@dataclass(frozen=True)
+@functools.cache
+def is_met(text: str) -> bool:
+    """Tells whether a requirement such as ``'numpy >= 2'`` is met."""
+    requirement = Requirement(text)
+    if requirement.marker and not requirement.marker.evaluate():
+        return False
+    return any(
+        requirement.specifier.contains(version, prereleases=True)
+        for version in _find_versions(requirement.name)
+    )
+
+
+def _find_versions(name: str) -> Iterator[str]:
+    if name == 'python':
+        yield '.'.join(map(str, sys.version_info[:3]))
+    for distribution in CUPY if name == 'cupy' else (name,):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            yield metadata.version(distribution)
+
+
+@dataclass(eq=False)
 class Fix:
-    """The fix of one thing that is broken.
+    """What is broken in a module when a requirement is met, and its repair.
 
-    Args:
-        module (str): The name of the module to fix.
-        broken (str): What is broken.
-        since (str): The release that broke it.
-        is_needed (callable): Returns whether it is broken here.
-        lend (callable): Returns a context manager in which the module is
-            imported.
-        execute (callable): Called with the module, instead of running the
-            module's code.
-        apply (callable): Called with the module once it is imported.
-
-    .. admonition:: Example
-
-        >>> from chainer_shared_patch.compat import FIXES
-        >>> [fix.since for fix in FIXES if fix.module.endswith('mnist')]
-        ['2020']
-
+    ``when=None`` is always; :func:`on_import` explains the rest.
     """
 
     module: str
     broken: str
-    since: str
-    is_needed: Callable[[], bool]
-    lend: Callable[[], Any] = contextlib.nullcontext
-    execute: Callable[[Any], None] | None = None
-    apply: Callable[[Any], None] | None = None
+    when: str | None
+    apply: Apply = lambda module: None
+    execute: Execute | None = None
+    is_applied: bool = field(default=False, init=False)
 
-    def is_applied(self) -> bool:
-        """Tells whether the module has been imported and fixed.
+    def is_needed(self) -> bool:
+        """Tells whether the module is broken with what is installed."""
+        return self.when is None or is_met(self.when)
 
-        Returns:
-            bool: ``True`` if so.
+    def register(self) -> None:
+        """Repairs the module, now or once it is imported."""
+        on_import(self.module, self._apply, self.execute)
 
-        """
-        return self in _applied
+    def _apply(self, module: types.ModuleType) -> None:
+        self.apply(module)
+        self.is_applied = True
 
 
 @contextlib.contextmanager
 def lent(namespace: dict[str, Any], name: str, value: Any) -> Iterator[None]:
-    """Gives a name in a namespace another value for a ``with`` statement.
-
-    Args:
-        namespace (dict): The namespace.
-        name (str): The name. It may be new.
-        value (object): The value while the body of the statement runs.
-
-    Returns:
-        context manager: It restores the namespace at the end.
-
-    .. admonition:: Example
-
-        >>> from chainer_shared_patch.compat.importing import lent
-        >>> namespace = {}
-        >>> with lent(namespace, 'name', 1):
-        ...     print(namespace)
-        {'name': 1}
-        >>> namespace
-        {}
-
-    """
+    """Gives a name in a namespace another value for a ``with`` statement."""
     missing = object()
     before = namespace.get(name, missing)
     namespace[name] = value
@@ -99,121 +87,25 @@ def lent(namespace: dict[str, Any], name: str, value: Any) -> Iterator[None]:
             namespace[name] = before
 
 
-def is_missing(name: str) -> bool:
-    """Tells whether a module is missing, without importing it.
+_hooks: dict[str, list[tuple[Apply, Execute | None]]] = {}
 
-    Args:
-        name (str): The name of the module.
 
-    Returns:
-        bool: ``True`` if there is none.
+def on_import(name: str, apply: Apply, execute: Execute | None = None) -> None:
+    """Calls ``apply(module)`` when a module is imported, or now if it is.
 
-    .. admonition:: Example
-
-        >>> from chainer_shared_patch.compat.importing import is_missing
-        >>> is_missing('json')
-        False
-
+    ``execute(run, module)`` imports it, instead of ``run(module)``.
     """
-    if sys.modules.get(name) is not None:
-        return False
-    return importlib.util.find_spec(name) is None
-
-
-def is_at_least(distribution: str, version: str) -> bool:
-    """Tells whether some version of a distribution, or later, is installed.
-
-    Args:
-        distribution (str): The name of the distribution.
-        version (str): The oldest version that counts.
-
-    Returns:
-        bool: ``False`` if an older version or none is installed.
-
-    .. admonition:: Example
-
-        >>> from chainer_shared_patch.compat.importing import is_at_least
-        >>> is_at_least('chainer', '7.8.1')
-        True
-
-    """
-    try:
-        installed = metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return Version(installed) >= Version(version)
-
-
-def is_cupy_at_least(version: str) -> bool:
-    """Tells whether some version of CuPy, or later, is installed.
-
-    Args:
-        version (str): The oldest version that counts.
-
-    Returns:
-        bool: ``False`` if an older version or none is installed.
-
-    .. admonition:: Example
-
-        >>> from chainer_shared_patch.compat.importing import (
-        ...     is_cupy_at_least)
-        >>> is_cupy_at_least('1000')
-        False
-
-    """
-    return any(
-        is_at_least(name, version)
-        for name in ('cupy', 'cupy-cuda12x', 'cupy-cuda13x')
-    )
-
-
-_fixes: dict[str, list[Fix]] = {}
-_applied: list[Fix] = []
-
-
-def register(fixes: Iterable[Fix]) -> None:
-    """Applies fixes to their modules, now or once those are imported.
-
-    Registering a fix twice is the same as once.
-
-    Args:
-        fixes (iterable of Fix): The fixes.
-
-    .. admonition:: Example
-
-        >>> from chainer_shared_patch.compat import FIXES
-        >>> from chainer_shared_patch.compat.importing import register
-        >>> register(fix for fix in FIXES if fix.is_needed())
-
-    """
-    for fix in fixes:
-        if fix not in _fixes.setdefault(fix.module, []):
-            _fixes[fix.module].append(fix)
-            if fix.module in sys.modules:
-                _apply(fix, sys.modules[fix.module])
+    hooks = _hooks.setdefault(name, [])
+    if (apply, execute) not in hooks:
+        hooks.append((apply, execute))
+        if name in sys.modules:
+            apply(sys.modules[name])
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
-def _apply(fix: Fix, module: types.ModuleType) -> None:
-    if fix.apply is not None:
-        fix.apply(module)
-    _applied.append(fix)
-
-
-def _ask_others(
-    fullname: str, path: Any, target: Any
-) -> importlib.machinery.ModuleSpec | None:
-    for finder in list(sys.meta_path):
-        if hasattr(finder, 'find_spec'):
-            spec = finder.find_spec(fullname, path, target)
-            if spec is not None:
-                return spec
-    return None
-
-
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules to fix, where the other finders do."""
+    """Finds the modules to change, where the other finders do."""
 
     def __init__(self) -> None:
         self._asked_for: set[str] = set()
@@ -224,12 +116,17 @@ class _Finder(importlib.abc.MetaPathFinder):
         path: Sequence[str] | None,
         target: types.ModuleType | None = None,
     ) -> importlib.machinery.ModuleSpec | None:
-        # Another finder may ask this one.
-        if fullname not in _fixes or fullname in self._asked_for:
+        # This one asks the others, and one of them may ask this one.
+        if fullname not in _hooks or fullname in self._asked_for:
             return None
         self._asked_for.add(fullname)
         try:
-            spec = _ask_others(fullname, path, target)
+            specs = (
+                finder.find_spec(fullname, path, target)
+                for finder in list(sys.meta_path)
+                if hasattr(finder, 'find_spec')
+            )
+            spec = next(filter(None, specs), None)
         finally:
             self._asked_for.discard(fullname)
         # Up to Python 3.9, zip files have loaders of another kind.
@@ -237,21 +134,17 @@ class _Finder(importlib.abc.MetaPathFinder):
             # A copy, because all modules of a zip file share one loader.
             loader: Any = copy.copy(spec.loader)
             loader.exec_module = functools.partial(
-                _execute, loader.exec_module, _fixes[fullname]
+                _execute, fullname, loader.exec_module
             )
             spec.loader = loader
         return spec
 
 
-def _execute(
-    execute: Callable[[Any], None],
-    fixes: Sequence[Fix],
-    module: types.ModuleType,
-) -> None:
-    with contextlib.ExitStack() as stack:
-        for fix in fixes:
-            stack.enter_context(fix.lend())
-            execute = fix.execute or execute
-        execute(module)
-    for fix in fixes:
-        _apply(fix, module)
+def _execute(name: str, run: Apply, module: types.ModuleType) -> None:
+    hooks = _hooks[name]
+    for _, execute in hooks:
+        if execute is not None:
+            run = functools.partial(execute, run)
+    run(module)
+    for apply, _ in hooks:
+        apply(module)

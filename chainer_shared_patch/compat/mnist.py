@@ -284,9 +284,8 @@ def _fix_mnist(module: Any) -> None:
 FIXES = (
     Fix(
         module='chainer.datasets.mnist',
-        broken='the only host of MNIST answers 403',
-        since='2020',
-        is_needed=lambda: True,
+        broken='the only host of MNIST answers 403 since 2020',
+        when=None,
         apply=_fix_mnist,
     ),
 )

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 import sys
+from typing import Any
 
-from chainer_shared_patch.compat.importing import (
-    Fix,
-    is_at_least,
-    is_missing,
-    lent,
-)
+from chainer_shared_patch.compat.importing import Fix, is_met, lent
 
 
 class ResolutionError(Exception):
@@ -21,42 +16,24 @@ class WorkingSet:
     """The installed distributions."""
 
     def require(self, *requirements: str) -> None:
-        """Checks that requirements are met.
-
-        Args:
-            *requirements (str): Requirements such as ``'cupy>=13'``.
-
-        Raises:
-            ResolutionError: If one is not met.
-
-        """
-        # Only Chainer's tests need this, and it is slow to import.
-        from packaging.requirements import Requirement
-
-        for requirement in map(Requirement, requirements):
-            if requirement.marker and not requirement.marker.evaluate():
-                continue
-            try:
-                version = metadata.version(requirement.name)
-            except metadata.PackageNotFoundError as error:
-                raise ResolutionError(str(requirement)) from error
-            if not requirement.specifier.contains(version, prereleases=True):
-                raise ResolutionError(
-                    f'{requirement.name} {version} is not {requirement}'
-                )
+        """Raises an error if a requirement such as 'cupy>=13' is not met."""
+        for requirement in requirements:
+            if not is_met(requirement):
+                raise ResolutionError(requirement)
 
 
-def _is_needed() -> bool:
-    return is_missing('pkg_resources') or is_at_least('setuptools', '80.9')
+def _run_with_pkg_resources(run: Any, module: Any) -> None:
+    with lent(sys.modules, 'pkg_resources', sys.modules[__name__]):
+        run(module)
 
 
 FIXES = tuple(
     Fix(
         module=module,
-        broken='pkg_resources warns of its removal, and is gone since 82',
-        since='setuptools 80.9',
-        is_needed=_is_needed,
-        lend=lambda: lent(sys.modules, 'pkg_resources', sys.modules[__name__]),
+        broken='pkg_resources warns of its removal, and is gone since '
+        'setuptools 82',
+        when=None,
+        execute=_run_with_pkg_resources,
     )
     for module in ('chainer.testing.helper', 'chainer.testing.doctest_helper')
 )

@@ -26,10 +26,7 @@ def _fix_multiprocess_iterator(module: Any) -> None:
 
 
 class ForkingByDefault:
-    """multiprocessing, with processes that start by fork.
-
-    If the program has chosen or used another start method, that one stays.
-    """
+    """multiprocessing, with fork unless the program has chosen otherwise."""
 
     def __getattr__(self, name: str) -> Any:
         method = multiprocessing.get_start_method(allow_none=True)
@@ -41,11 +38,7 @@ def _fork_by_default(module: Any) -> None:
 
 
 def call(function: Any, *args: Any, **kwargs: Any) -> None:
-    """Calls a function in a spawned process, once Chainer is fixed.
-
-    What comes first in a pickle is imported first: this module and, with it,
-    the plugin, which fixes Chainer.
-    """
+    """Calls a function of Chainer, which unpickling this has fixed first."""
     function(*args, **kwargs)
 
 
@@ -82,19 +75,14 @@ _STARTS = tuple(
             module=module,
             broken='processes no longer start by fork: what they get is '
             'pickled, and they import the program again',
-            since='Python 3.14',
-            # The first is the default.
-            is_needed=lambda: (
-                multiprocessing.get_all_start_methods()[0] == 'forkserver'
-            ),
+            when='python >= 3.14; sys_platform == "linux"',
             apply=_fork_by_default,
         ),
         Fix(
             module=module,
             broken='processes that do not start by fork import Chainer before '
             'the program can fix it',
-            since='Python 3.12, NumPy 2.0, setuptools 82',
-            is_needed=lambda: True,
+            when=None,
             apply=_fix_first,
         ),
     )
@@ -105,8 +93,7 @@ FIXES = (
     Fix(
         module='chainer.iterators.multiprocess_iterator',
         broken='with maxtasksperchild it hangs after a ZeroDivisionError',
-        since='Python 3.8',
-        is_needed=lambda: True,
+        when=None,
         apply=_fix_multiprocess_iterator,
     ),
 )

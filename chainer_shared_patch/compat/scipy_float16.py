@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from chainer_shared_patch.compat.importing import Fix, is_at_least
+from chainer_shared_patch.compat.importing import Fix
 import numpy
 
 
@@ -30,8 +30,7 @@ FIXES = (
     Fix(
         module='chainer.functions.math.sparse_matmul',
         broken='sparse matrices of float16 are refused',
-        since='SciPy 1.15',
-        is_needed=lambda: is_at_least('scipy', '1.15'),
+        when='scipy >= 1.15',
         apply=_fix_sparse_matmul,
     ),
 )

@@ -23,7 +23,7 @@ import zipfile
 import zlib
 
 import chainer_shared_patch
-from chainer_shared_patch import SharedLinear, __main__, config
+from chainer_shared_patch import SharedLinear, config, runner
 from chainer_shared_patch.compat import mnist
 import chainer
 import chainer.functions as F
@@ -487,7 +487,7 @@ def parse_options(data, directory):
     try:
         with contextlib.redirect_stderr(output):
             with contextlib.redirect_stdout(output):
-                args = __main__._make_parser().parse_args(argv)
+                args = runner._make_parser().parse_args(argv)
     except SystemExit as error:
         check(error.code in (0, 2), error)
         check(output.getvalue().startswith('usage: '), output.getvalue())

@@ -36,14 +36,6 @@ class Hidden:
 
 sys.meta_path.insert(0, Hidden())
 """
-# find_spec of a missing module returns None, so names are hidden from the
-# path instead where a fix asks whether they are there.
-HIDE_FROM_FIND_SPEC = """
-import importlib.util, sys
-find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: (
-    None if name in {names!r} else find_spec(name, package))
-"""
 
 NAMESPACES = """
 import sys, types, typing  # typing makes up modules up to Python 3.12
@@ -85,8 +77,6 @@ assert (x.grad == 1).all()
 x = numpy.arange(16.).reshape(1, 1, 4, 4).astype('f')
 y = F.resize_images(x, (2, 2))
 assert (y.array == [[[[0, 3], [12, 15]]]]).all(), y
-module = sys.modules['chainer.functions.array.resize_images']
-assert module.compute_indices_and_weights.__module__ == module.__name__
 
 @chainer.testing.with_requires('chainer')
 def yes():
@@ -114,7 +104,6 @@ def test_namespaces_are_left_as_they_were():
 def test_namespaces_are_left_where_everything_is_broken():
     run(
         HIDE.format(names=REMOVED)
-        + HIDE_FROM_FIND_SPEC.format(names=REMOVED)
         + NAMESPACES
         + f'assert not set(sys.modules) & {set(REMOVED)!r}'
     )
@@ -125,12 +114,7 @@ def test_what_was_broken_works():
 
 
 def test_what_was_broken_works_where_everything_is():
-    run(
-        HIDE.format(names=REMOVED)
-        + HIDE_FROM_FIND_SPEC.format(names=REMOVED)
-        + 'import chainer_shared_patch'
-        + USE
-    )
+    run(HIDE.format(names=REMOVED) + 'import chainer_shared_patch' + USE)
 
 
 def test_no_warning():
@@ -275,19 +259,11 @@ def test_optimized_interpreter():
 
 
 def test_apply_twice():
-    applied = [fix.is_applied() for fix in compat.FIXES]
+    applied = [fix.is_applied for fix in compat.FIXES]
     finders = list(sys.meta_path)
     compat.apply()
-    assert [fix.is_applied() for fix in compat.FIXES] == applied
+    assert [fix.is_applied for fix in compat.FIXES] == applied
     assert sys.meta_path == finders
-
-
-@pytest.mark.parametrize('fix', compat.FIXES, ids=lambda fix: fix.module)
-def test_every_fix_says_what_it_is_for(fix):
-    assert fix.broken
-    assert fix.since
-    package = fix.module.split('.')[0]
-    assert package in ('chainer', 'chainermn', 'onnx_chainer')
 
 
 def test_the_page_lists_every_fix():
@@ -297,9 +273,9 @@ def test_the_page_lists_every_fix():
         for line in page.read_text(encoding='utf-8').splitlines()
     }
     listed = {
-        (module.strip('`'), broken, since)
-        for modules, broken, since in (row for row in rows if len(row) == 3)
+        (module.strip('`'), broken, when.strip('`'))
+        for modules, broken, when in (row for row in rows if len(row) == 3)
         for module in modules.split(', ')
     }
     for fix in compat.FIXES:
-        assert (fix.module, fix.broken, fix.since) in listed
+        assert (fix.module, fix.broken, fix.when or 'always') in listed

@@ -1,6 +1,8 @@
+import functools
 import importlib
 from importlib import metadata
 from importlib.machinery import PathFinder
+import json  # noqa: F401
 import sys
 
 import chainer_shared_patch  # noqa: F401
@@ -8,31 +10,51 @@ from chainer_shared_patch.compat import importing
 import pytest
 
 
+@pytest.fixture
+def install(monkeypatch):
+    """Installs a version of a distribution, for ``metadata`` alone."""
+
+    def pretend(name, version):
+        def find_version(each):
+            if each != name:
+                raise metadata.PackageNotFoundError(each)
+            return version
+
+        monkeypatch.setattr(metadata, 'version', find_version)
+
+    importing.is_met.cache_clear()
+    yield pretend
+    importing.is_met.cache_clear()
+
+
 @pytest.mark.parametrize(
-    ('installed', 'minimum', 'expected'),
+    ('installed', 'requirement', 'expected'),
     [
-        ('74.0.0', '74', True),
-        ('73.0.1', '74', False),
-        ('84+local', '74', True),
-        ('75rc1', '74', True),
-        ('80.9.0.post20240101', '80.9', True),
-        ('80.10.2', '80.9', True),
-        ('80.8', '80.9', False),
-        ('81', '80.9', True),
+        ('74.0.0', 'setuptools >= 74', True),
+        ('73.0.1', 'setuptools >= 74', False),
+        ('84+local', 'setuptools >= 74', True),
+        ('75rc1', 'setuptools >= 74', True),
+        ('80.9.0.post20240101', 'setuptools >= 80.9', True),
+        ('80.10.2', 'setuptools >= 80.9', True),
+        ('80.10.2', 'setuptools >= 80.9; python_version < "3"', False),
+        ('80.10.2', 'numpy >= 2', False),
     ],
 )
-def test_is_at_least(monkeypatch, installed, minimum, expected):
-    monkeypatch.setattr(metadata, 'version', lambda name: installed)
-    assert importing.is_at_least('setuptools', minimum) is expected
+def test_requirements(install, installed, requirement, expected):
+    install('setuptools', installed)
+    assert importing.is_met(requirement) is expected
 
 
-def test_is_at_least_of_what_is_not_installed():
-    assert importing.is_at_least('no-such-distribution', '1') is False
+@pytest.mark.parametrize('name', ['cupy', 'cupy-cuda13x'])
+def test_cupy_under_each_name(install, name):
+    install(name, '14.2.0')
+    assert importing.is_met('cupy >= 14')
+    assert not importing.is_met('cupy >= 15')
 
 
-def test_is_missing():
-    assert importing.is_missing('no_such_module')
-    assert not importing.is_missing('json')
+def test_python_is_a_requirement():
+    assert importing.is_met('python >= 3.9')
+    assert not importing.is_met('python >= 4')
 
 
 def test_lent_names_are_taken_back():
@@ -59,9 +81,39 @@ def test_module_that_only_another_finder_finds(tmp_path, monkeypatch):
         module.number = 2
 
     monkeypatch.setattr(sys, 'meta_path', [*sys.meta_path, Finder])
-    monkeypatch.setattr(importing, '_fixes', dict(importing._fixes))
-    fix = importing.Fix('found_elsewhere', '', '', lambda: True, apply=apply)
-    importing.register([fix])
+    monkeypatch.setattr(importing, '_hooks', dict(importing._hooks))
+    fix = importing.Fix('found_elsewhere', '', None, apply)
+    fix.register()
+    assert not fix.is_applied
     assert importlib.import_module('found_elsewhere').number == 2
-    assert fix.is_applied()
+    assert fix.is_applied
     del sys.modules['found_elsewhere']
+
+
+def test_code_that_something_else_runs(tmp_path, monkeypatch):
+    (tmp_path / 'run_otherwise.py').write_text('order = [*order, "run"]')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(importing, '_hooks', dict(importing._hooks))
+
+    def execute(name, run, module):
+        module.order = [*getattr(module, 'order', []), name]
+        run(module)
+
+    for name in ('first', 'second'):
+        importing.on_import(
+            'run_otherwise',
+            lambda module: module.order.append('apply'),
+            functools.partial(execute, name),
+        )
+    module = importlib.import_module('run_otherwise')
+    # What is registered last is outermost.
+    assert module.order == ['second', 'first', 'run', 'apply', 'apply']
+    del sys.modules['run_otherwise']
+
+
+def test_module_that_is_imported_already(monkeypatch):
+    monkeypatch.setattr(importing, '_hooks', dict(importing._hooks))
+    calls = []
+    for _ in range(2):
+        importing.on_import('json', calls.append)
+    assert calls == [sys.modules['json']]

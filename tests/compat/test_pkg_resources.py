@@ -10,7 +10,6 @@ import pytest
         'numpy>=1.23',
         ' numpy >=1.9, <99 ',
         'typing-extensions',
-        'no-such-distribution; python_version<"3"',
     ],
 )
 def test_met(requirement):

@@ -101,9 +101,9 @@ class TestPlantedDefect:
         self.check(targets, 'environment', tmp_path, AssertionError)
 
     def test_option_of_the_program(self, targets, tmp_path, monkeypatch):
-        parser = targets.__main__._make_parser()
+        parser = targets.runner._make_parser()
         parser._actions[-1].nargs = '*'
-        monkeypatch.setattr(targets.__main__, '_make_parser', lambda: parser)
+        monkeypatch.setattr(targets.runner, '_make_parser', lambda: parser)
         self.check(targets, 'options', tmp_path, AssertionError)
 
     def test_snapshot_that_is_not_checked(

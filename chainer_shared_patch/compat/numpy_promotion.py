@@ -13,7 +13,7 @@ import copy
 import functools
 from typing import Any
 
-from chainer_shared_patch.compat.importing import Fix, is_at_least, lent
+from chainer_shared_patch.compat.importing import Fix, lent
 import numpy
 
 
@@ -83,10 +83,7 @@ def _fix_gradient_lars(module: Any) -> None:
     module.GradientLARS.__call__ = call_widened
 
 
-def _fix_eps(class_name: str, module: Any) -> None:
-    cls = getattr(module, class_name)
-    update = cls.update_core_cpu
-
+def _widen_eps(update: Any) -> Any:
     @functools.wraps(update)
     def update_widened(self: Any, param: Any) -> None:
         widen_eps = numpy.float64 if param.array.ndim == 0 else float
@@ -94,7 +91,7 @@ def _fix_eps(class_name: str, module: Any) -> None:
         with lent(vars(self.hyperparam), 'eps', eps):
             update(self, param)
 
-    cls.update_core_cpu = update_widened
+    return update_widened
 
 
 def _count_in_numpy(module: Any) -> None:
@@ -142,25 +139,30 @@ def _take_python_numbers(init: Any) -> Any:
 
 
 def _fix(module: str, broken: str, apply: Any) -> Fix:
-    return Fix(
-        module='chainer.' + module,
-        broken=broken,
-        since='NumPy 2.0',
-        is_needed=lambda: is_at_least('numpy', '2'),
-        apply=apply,
-    )
+    return Fix('chainer.' + module, broken, 'numpy >= 2', apply)
+
+
+def _fix_methods(
+    broken: str, decorator: Callable[[Any], Any], methods: dict[str, str]
+) -> list[Fix]:
+    """Makes a fix for each module, which decorates its methods."""
+    return [
+        _fix(module, broken, functools.partial(_decorate, names, decorator))
+        for module, names in methods.items()
+    ]
 
 
 FIXES = (
-    _fix(
-        'reporter',
-        'means of float16 or float32 values are not taken in float64',
-        _fix_reporter,
-    ),
-    _fix(
-        'training.extensions.micro_average',
-        'means of float16 or float32 values are not taken in float64',
-        _fix_micro_average,
+    *(
+        _fix(
+            module,
+            'means of float16 or float32 values are not taken in float64',
+            apply,
+        )
+        for module, apply in (
+            ('reporter', _fix_reporter),
+            ('training.extensions.micro_average', _fix_micro_average),
+        )
     ),
     _fix(
         'functions.math.basic_math',
@@ -177,44 +179,36 @@ FIXES = (
         'eps becomes 0 in float16, and the new gradient 0 / 0',
         _fix_gradient_lars,
     ),
-    *(
-        _fix(
-            'optimizers.' + name,
-            'eps becomes 0 with a 0-dimensional float16 parameter, and the '
-            'new value 0 / 0',
-            functools.partial(_fix_eps, class_name),
-        )
-        for name, class_name in (
-            ('ada_grad', 'AdaGradRule'),
-            ('smorms3', 'SMORMS3Rule'),
-        )
+    *_fix_methods(
+        'eps becomes 0 with a 0-dimensional float16 parameter, and the new '
+        'value 0 / 0',
+        _widen_eps,
+        {
+            'optimizers.ada_grad': 'AdaGradRule.update_core_cpu',
+            'optimizers.smorms3': 'SMORMS3Rule.update_core_cpu',
+        },
     ),
-    *(
-        _fix(
-            'functions.pooling.' + name,
-            'regions are scaled in their own data type, not in float64',
-            functools.partial(_decorate, methods, _scale_in_float64),
-        )
-        for name, methods in (
-            (
-                'roi_average_align_2d',
-                'ROIAverageAlign2D.forward_cpu ROIAverageAlign2D.backward_cpu',
+    *_fix_methods(
+        'regions are scaled in their own data type, not in float64',
+        _scale_in_float64,
+        {
+            'functions.pooling.roi_average_align_2d': (
+                'ROIAverageAlign2D.forward_cpu ROIAverageAlign2D.backward_cpu'
             ),
-            (
-                'roi_average_pooling_2d',
+            'functions.pooling.roi_average_pooling_2d': (
                 'ROIAveragePooling2D.forward_cpu '
-                'ROIAveragePooling2D.backward_cpu',
+                'ROIAveragePooling2D.backward_cpu'
             ),
-            (
-                'roi_max_align_2d',
-                'ROIMaxAlign2D.forward_cpu ROIMaxAlign2D.backward_cpu',
+            'functions.pooling.roi_max_align_2d': (
+                'ROIMaxAlign2D.forward_cpu ROIMaxAlign2D.backward_cpu'
             ),
-            ('roi_max_pooling_2d', 'ROIMaxPooling2D.forward_cpu'),
-            (
-                'roi_pooling_2d',
-                'ROIPooling2D.forward_cpu ROIPooling2DGrad.forward_cpu',
+            'functions.pooling.roi_max_pooling_2d': (
+                'ROIMaxPooling2D.forward_cpu'
             ),
-        )
+            'functions.pooling.roi_pooling_2d': (
+                'ROIPooling2D.forward_cpu ROIPooling2DGrad.forward_cpu'
+            ),
+        },
     ),
     *(
         _fix(
@@ -224,61 +218,56 @@ FIXES = (
         )
         for name in ('cross_covariance', 'ctc', 'decov', 'hinge')
     ),
-    *(
-        _fix(
-            'functions.' + name,
-            'a Python number beyond 65,504 becomes infinite in float16',
-            functools.partial(_decorate, methods, _compute_in_float32),
-        )
-        for name, methods in (
-            ('activation.elu', 'ELU.forward_cpu'),
-            (
-                'activation.leaky_relu',
-                'LeakyReLU.forward_cpu _LeakyReLUGrad.forward_cpu',
+    *_fix_methods(
+        'a Python number beyond 65,504 becomes infinite in float16',
+        _compute_in_float32,
+        {
+            'functions.activation.elu': 'ELU.forward_cpu',
+            'functions.activation.leaky_relu': (
+                'LeakyReLU.forward_cpu _LeakyReLUGrad.forward_cpu'
             ),
-            (
-                'activation.softplus',
-                'Softplus.forward_cpu SoftplusGrad.forward_cpu',
+            'functions.activation.softplus': (
+                'Softplus.forward_cpu SoftplusGrad.forward_cpu'
             ),
-            ('loss.mean_squared_error', 'MeanSquaredError.forward_cpu'),
-            ('loss.triplet', 'Triplet.forward'),
-            (
-                'pooling.average_pooling_2d',
-                'AveragePooling2DGrad.forward_cpu',
+            'functions.loss.mean_squared_error': (
+                'MeanSquaredError.forward_cpu'
             ),
-            (
-                'pooling.average_pooling_nd',
-                'AveragePoolingNDGrad.forward_cpu',
+            'functions.loss.triplet': 'Triplet.forward',
+            'functions.pooling.average_pooling_2d': (
+                'AveragePooling2DGrad.forward_cpu'
             ),
-        )
+            'functions.pooling.average_pooling_nd': (
+                'AveragePoolingNDGrad.forward_cpu'
+            ),
+        },
     ),
-    *(
-        _fix(
-            'functions.normalization.' + name,
-            'a NumPy scalar as a hyperparameter turns float32 into float64',
-            functools.partial(_decorate, methods, _take_python_numbers),
-        )
-        for name, methods in (
-            ('batch_normalization', 'FixedBatchNormalization.__init__'),
-            ('batch_renormalization', 'BatchRenormalizationFunction.__init__'),
-            ('layer_normalization', 'LayerNormalization.__init__'),
-            (
-                'local_response_normalization',
-                'LocalResponseNormalization.__init__',
+    *_fix_methods(
+        'a NumPy scalar as a hyperparameter turns float32 into float64',
+        _take_python_numbers,
+        {
+            'functions.normalization.batch_normalization': (
+                'FixedBatchNormalization.__init__'
             ),
-        )
+            'functions.normalization.batch_renormalization': (
+                'BatchRenormalizationFunction.__init__'
+            ),
+            'functions.normalization.layer_normalization': (
+                'LayerNormalization.__init__'
+            ),
+            'functions.normalization.local_response_normalization': (
+                'LocalResponseNormalization.__init__'
+            ),
+        },
     ),
-    *(
-        _fix(
-            'functions.' + name,
-            'the reciprocal of a NumPy scalar has the precision of that '
-            'scalar',
-            functools.partial(_decorate, methods, _take_python_numbers),
-        )
-        for name, methods in (
-            ('activation.softplus', 'Softplus.__init__'),
-            ('noise.dropout', 'Dropout.__init__'),
-            ('noise.simplified_dropconnect', 'SimplifiedDropconnect.__init__'),
-        )
+    *_fix_methods(
+        'the reciprocal of a NumPy scalar has the precision of that scalar',
+        _take_python_numbers,
+        {
+            'functions.activation.softplus': 'Softplus.__init__',
+            'functions.noise.dropout': 'Dropout.__init__',
+            'functions.noise.simplified_dropconnect': (
+                'SimplifiedDropconnect.__init__'
+            ),
+        },
     ),
 )

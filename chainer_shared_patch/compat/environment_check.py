@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from chainer_shared_patch.compat.importing import Fix, is_cupy_at_least
+from chainer_shared_patch.compat.importing import Fix
 
 
-def _check_nothing(environment_check: Any) -> None:
+def _check_nothing(run: Any, environment_check: Any) -> None:
     environment_check.check = lambda: None
 
 
@@ -20,16 +20,15 @@ FIXES = (
     # of CuPy, which CuPy itself gives.
     Fix(
         module='chainer._environment_check',
-        broken='imports numpy.distutils and pkg_resources, wants CuPy 7',
-        since='CuPy 8, Python 3.12, setuptools 74, 82',
-        is_needed=lambda: True,
+        broken='imports numpy.distutils, gone since Python 3.12, and '
+        'pkg_resources, gone since setuptools 82, and wants CuPy 7',
+        when=None,
         execute=_check_nothing,
     ),
     Fix(
         module='chainer.backends.cuda',
         broken='advises installing cuDNN, which CuPy no longer uses',
-        since='CuPy 14',
-        is_needed=lambda: is_cupy_at_least('14'),
+        when='cupy >= 14',
         apply=_expect_no_cudnn,
     ),
 )

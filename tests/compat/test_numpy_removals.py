@@ -5,7 +5,7 @@ import chainer.functions as F
 import numpy
 import pytest
 
-from tests.helpers import assert_same
+from tests.helpers import assert_close, assert_same
 
 
 def test_pad_sequence_wraps_what_the_dtype_cannot_hold():
@@ -20,6 +20,37 @@ def test_pad_sequence_of_floats():
     y = F.pad_sequence(xs, length=3, padding=0.5)
     assert y.dtype == 'f'
     assert y.array.tolist() == [[1.5, 0.5, 0.5], [2, 3, 0.5]]
+
+
+def interpolate(x, out_size, mode, align_corners):
+    """Resizes the last axis, in float64."""
+    size = x.shape[-1]
+    positions = numpy.arange(out_size) * size / out_size
+    if mode == 'nearest':
+        return x[..., numpy.floor(positions).astype(int)]
+    if align_corners:
+        positions = numpy.linspace(0, size - 1, out_size)
+    else:
+        positions += size / out_size / 2 - 0.5
+    return numpy.apply_along_axis(
+        lambda row: numpy.interp(positions, numpy.arange(size), row), -1, x
+    )
+
+
+@pytest.mark.parametrize('out_shape', [(5, 7), (2, 3), (4, 9)])
+@pytest.mark.parametrize(
+    'mode, align_corners',
+    [('bilinear', True), ('bilinear', False), ('nearest', False)],
+)
+def test_resize_images(random, out_shape, mode, align_corners):
+    x = random.rand(2, 3, 4, 6).astype('f')
+    y = F.resize_images(x, out_shape, mode=mode, align_corners=align_corners)
+    exact = x.astype('d')
+    for out_size in reversed(out_shape):
+        exact = interpolate(exact, out_size, mode, align_corners)
+        exact = exact.swapaxes(-1, -2)
+    # Four products with weights that are differences and products.
+    assert_close(y.array, exact, numpy.ones(exact.shape), (16, 'f'))
 
 
 @pytest.mark.parametrize('padding', [float('nan'), 1e40])

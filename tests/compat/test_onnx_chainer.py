@@ -78,16 +78,15 @@ def test_onnx_is_left_as_it_was():
 def test_imported_before():
     # As where Chainer needs no fixes, but the exporter does.
     run(
-        'import chainer_shared_patch\n'
-        'from chainer_shared_patch.compat import importing\n'
-        'fixes = [fix for module in list(importing._fixes)\n'
-        "         if module.startswith('onnx_chainer')\n"
-        '         for fix in importing._fixes.pop(module)]\n'
-        'import onnx, onnx_chainer, sys\n'
+        'from chainer_shared_patch.compat import importing, onnx_chainer\n'
+        'for fix in onnx_chainer.FIXES:\n'
+        '    importing._hooks.pop(fix.module, None)\n'
+        'import onnx, onnx_chainer as package, sys\n'
         "has_mapping = hasattr(onnx, 'mapping')\n"
         "export = sys.modules['onnx_chainer.export']\n"
         'assert export._available is has_mapping\n'
-        'importing.register(fixes)\n'
+        'for fix in onnx_chainer.FIXES:\n'
+        '    fix.register()\n'
         'assert export._available\n' + EXPORT
     )
 

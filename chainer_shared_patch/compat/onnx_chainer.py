@@ -10,7 +10,7 @@ import sys
 import types
 from typing import Any
 
-from chainer_shared_patch.compat.importing import Fix, is_at_least, lent
+from chainer_shared_patch.compat.importing import Fix, lent
 import numpy
 
 _DTYPES = (
@@ -30,6 +30,11 @@ def _lend_mapping() -> Iterator[None]:
     mapping = types.SimpleNamespace(NP_TYPE_TO_TENSOR_TYPE=table)
     with lent(sys.modules, 'onnx.mapping', mapping):
         yield
+
+
+def _run_with_mapping(run: Any, module: Any) -> None:
+    with _lend_mapping():
+        run(module)
 
 
 def _import_rest(onnx_chainer: Any) -> None:
@@ -61,24 +66,22 @@ def _fix_export(export: Any) -> None:
 FIXES = (
     Fix(
         module='onnx_chainer',
-        broken='onnx.mapping is gone, so onnx seems not to be installed',
-        since='onnx 1.19',
-        is_needed=lambda: is_at_least('onnx', '1.13'),  # deprecated since
-        lend=_lend_mapping,
+        broken='onnx.mapping is deprecated, and gone since 1.19, so that onnx '
+        'seems not to be installed',
+        when='onnx >= 1.13',
         apply=_import_rest,
+        execute=_run_with_mapping,
     ),
     Fix(
         module='onnx_chainer.context',
-        broken='onnx.mapping is gone',
-        since='onnx 1.19',
-        is_needed=lambda: is_at_least('onnx', '1.13'),
+        broken='onnx.mapping is deprecated, and gone since 1.19',
+        when='onnx >= 1.13',
         apply=_fix_context,
     ),
     Fix(
         module='onnx_chainer.export',
         broken='gives models an IR version that onnxruntime may not know',
-        since='onnx 1.5',
-        is_needed=lambda: is_at_least('onnx', '1.5'),
+        when='onnx >= 1.5',
         apply=_fix_export,
     ),
 )

@@ -6,26 +6,12 @@ import functools
 import types
 from typing import Any
 
-from chainer_shared_patch.compat.importing import Fix, is_at_least, lent
+from chainer_shared_patch.compat.importing import Fix, lent
 import numpy
 
 
 class NumPyWith(types.ModuleType):
-    """NumPy with additional names.
-
-    It suits code that does not ask whether an array module ``is numpy``.
-
-    Args:
-        **names: The names and their values.
-
-    .. admonition:: Example
-
-        >>> from chainer_shared_patch.compat.numpy_changes import NumPyWith
-        >>> numpy = NumPyWith(float=float)
-        >>> numpy.zeros(2, numpy.float)
-        array([0., 0.])
-
-    """
+    """NumPy with more names, for code that asks nowhere ``xp is numpy``."""
 
     def __init__(self, **names: Any) -> None:
         super().__init__('numpy', numpy.__doc__)
@@ -41,16 +27,39 @@ _SCTYPES = {
 }
 
 
+def _run_with_sctypes(run: Any, module: Any) -> None:
+    with lent(vars(numpy), 'sctypes', _SCTYPES):
+        run(module)
+
+
 def _fix_as_strided(module: Any) -> None:
     module.np = NumPyWith(sctypes=_SCTYPES)
 
 
+def _compute_indices_and_weights(
+    out_size: Any, in_size: Any, mode: str, align_corners: bool, xp: Any
+) -> tuple[Any, ...]:
+    """Does what Chainer's function does, with float for numpy.float."""
+    indices, weights = [], []
+    for n_out, n_in in zip(out_size, in_size):
+        index = xp.arange(n_out, dtype=float)
+        scale = n_in / n_out
+        if mode == 'nearest':
+            index = xp.minimum(xp.floor(index * scale), n_in - 1)
+            weight = xp.zeros_like(index)
+        else:
+            if align_corners:
+                index = xp.linspace(0, n_in - 1, num=n_out, dtype=float)
+            else:
+                index = xp.maximum((index + 0.5) * scale - 0.5, 0)
+            weight, index = xp.modf(index)
+        indices.append(index)
+        weights.append(weight)
+    return (*indices, *weights)
+
+
 def _fix_resize_images(module: Any) -> None:
-    # The other functions of the module ask `xp is numpy`.
-    names = {'__name__': module.__name__, 'numpy': NumPyWith(float=float)}
-    module.compute_indices_and_weights = types.FunctionType(
-        module.compute_indices_and_weights.__code__, names
-    )
+    module.compute_indices_and_weights = _compute_indices_and_weights
 
 
 def _cast(number: Any, dtype: numpy.dtype) -> Any:
@@ -100,52 +109,42 @@ def _fix_variable(module: Any) -> None:
     module.Variable.debug_print = debug_print_fixed
 
 
-def _is_numpy_2() -> bool:
-    return is_at_least('numpy', '2')
-
-
 FIXES = (
     Fix(
         module='chainer.functions.array.as_strided',
         broken='numpy.sctypes is gone',
-        since='NumPy 2.0',
-        is_needed=_is_numpy_2,
-        lend=lambda: lent(vars(numpy), 'sctypes', _SCTYPES),
+        when='numpy >= 2',
         apply=_fix_as_strided,
+        execute=_run_with_sctypes,
     ),
     Fix(
         module='chainer.functions.array.resize_images',
         broken='numpy.float is gone',
-        since='NumPy 1.24',
-        is_needed=lambda: is_at_least('numpy', '1.24'),
+        when='numpy >= 1.24',
         apply=_fix_resize_images,
     ),
     Fix(
         module='chainer.functions.array.pad_sequence',
         broken='padding that the dtype cannot hold is an OverflowError',
-        since='NumPy 2.0',
-        is_needed=_is_numpy_2,
+        when='numpy >= 2',
         apply=_fix_pad_sequence,
     ),
     Fix(
         module='chainer.dataset.convert',
         broken='padding that the dtype cannot hold is an OverflowError',
-        since='NumPy 2.0',
-        is_needed=_is_numpy_2,
+        when='numpy >= 2',
         apply=_fix_convert,
     ),
     Fix(
         module='chainer.distributions.categorical',
         broken='numpy.meshgrid returns a tuple, which log_prob adds to a list',
-        since='NumPy 2.0',
-        is_needed=_is_numpy_2,
+        when='numpy >= 2',
         apply=_fix_categorical,
     ),
     Fix(
         module='chainer.variable',
         broken='arrays have a device, which debug_print shows as a GPU',
-        since='NumPy 2.0',
-        is_needed=_is_numpy_2,
+        when='numpy >= 2',
         apply=_fix_variable,
     ),
 )
