@@ -23,6 +23,7 @@ from chainer_shared_patch.compat import (
     processes,
     protobuf,
     scipy_float16,
+    stored_shapes,
 )
 from chainer_shared_patch.compat.importing import Fix
 
@@ -38,6 +39,7 @@ FIXES: tuple[Fix, ...] = (
     *scipy_float16.FIXES,
     *hdf5.FIXES,
     *npz_pickles.FIXES,
+    *stored_shapes.FIXES,
     *mnist.FIXES,
     *onnx_chainer.FIXES,
     *chainermn.FIXES,
