@@ -46,7 +46,7 @@ help:
 	@echo 'make benchmark    compare the speed with the alternatives (a quarter of an hour)'
 	@echo 'make compare      compare accuracy and size with the alternatives (an hour)'
 	@echo 'make test-gpu     run the tests that need CuPy and a GPU'
-	@echo 'make wheels       collect the wheels that scripts/check_gpu.sh needs'
+	@echo 'make wheels       collect the wheels that scripts/verify/gpu.sh needs'
 	@echo 'make test-kernels run the arithmetic tests with each BLAS kernel'
 	@echo 'make test-all     run all tests with several versions of Python and NumPy'
 	@echo 'make mutation     look for changes to the code that no test notices (hours)'
@@ -79,11 +79,11 @@ fuzz: $(VENV)/installed-fuzz
 	    --out="$${OUT:-result-fuzz}" $(ARGS)
 
 benchmark: $(VENV)/installed-benchmark,onnx
-	$(VENV)/bin/python scripts/benchmark --dataset="$$DATASET" \
+	$(VENV)/bin/python scripts/measure/benchmark --dataset="$$DATASET" \
 	    --out="$${OUT:-result-benchmark}" $(ARGS)
 
 compare: $(VENV)/installed-benchmark,onnx
-	$(VENV)/bin/python scripts/compare_mnist --dataset="$$DATASET" $(ARGS)
+	$(VENV)/bin/python scripts/measure/compare_mnist --dataset="$$DATASET" $(ARGS)
 
 test-gpu: $(VENV)/installed-test,$(CUDA)
 	$(VENV)/bin/python -m pytest -rs tests/gpu $(ARGS)
@@ -152,7 +152,7 @@ dist: $(VENV)/installed-dev
 smoke: dist
 	$(VENV)/bin/python -m venv --clear .smoke
 	.smoke/bin/python -m pip install --quiet dist/*.whl
-	.smoke/bin/python scripts/smoke_test.py
+	.smoke/bin/python scripts/verify/smoke.py
 
 clean:
 	rm -rf $(VENV) .audit .smoke build dist wheels sbom.json *.egg-info .mypy_cache .pytest_cache .ruff_cache \

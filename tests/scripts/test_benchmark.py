@@ -42,7 +42,7 @@ def start(tmp_path):
     processes = []
 
     def start(*args):
-        program = PROGRAM.format(folder=str(SCRIPTS / 'benchmark'))
+        program = PROGRAM.format(folder=str(SCRIPTS / 'measure/benchmark'))
         process = subprocess.Popen(
             [sys.executable, '-c', program, '--quick', *args],
             cwd=tmp_path,
@@ -201,7 +201,7 @@ def test_ctrl_c(start, tmp_path):
 def test_mistakes(tmp_path, args, message):
     (tmp_path / 'file').touch()
     result = subprocess.run(
-        [sys.executable, str(SCRIPTS / 'benchmark'), *args],
+        [sys.executable, str(SCRIPTS / 'measure/benchmark'), *args],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -215,7 +215,7 @@ def test_mistakes(tmp_path, args, message):
 @pytest.fixture
 def load(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
-    monkeypatch.syspath_prepend(SCRIPTS / 'benchmark')
+    monkeypatch.syspath_prepend(SCRIPTS / 'measure/benchmark')
     return importlib.import_module
 
 
@@ -258,7 +258,7 @@ def results(sizes):
         'machine': 'a machine, 2 cores',
         'device': '@numpy',
         'versions': {'numpy': '2.0'},
-        'command': 'python scripts/benchmark',
+        'command': 'python scripts/measure/benchmark',
         'dataset': 'MNIST',
         'quick': False,
         'sizes': [
@@ -292,7 +292,7 @@ def test_render(tmp_path, results):
     path = tmp_path / 'performance' / 'benchmark.json'
     path.write_text(json.dumps(results))
     subprocess.run(
-        [sys.executable, SCRIPTS / 'benchmark', '--render', tmp_path],
+        [sys.executable, SCRIPTS / 'measure/benchmark', '--render', tmp_path],
         check=True,
         timeout=120,
     )

@@ -38,7 +38,11 @@ def small(tmp_path_factory):
 
 
 def get_command(small, out, *args):
-    command = [sys.executable, str(SCRIPTS / 'compare_mnist'), '--quick']
+    command = [
+        sys.executable,
+        str(SCRIPTS / 'measure/compare_mnist'),
+        '--quick',
+    ]
     return command + ['--dataset', str(small), '--out', str(out), *args]
 
 
@@ -214,7 +218,7 @@ def test_mistakes(tmp_path, monkeypatch, args, message):
 @pytest.fixture
 def networks(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
-    monkeypatch.syspath_prepend(SCRIPTS / 'compare_mnist')
+    monkeypatch.syspath_prepend(SCRIPTS / 'measure/compare_mnist')
     return importlib.import_module('networks')
 
 

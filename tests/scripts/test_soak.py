@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[2] / 'scripts'
+SCRIPTS = Path(__file__).parents[2] / 'scripts/verify'
 
 
 def soak(plant=''):

@@ -11,8 +11,8 @@ result is wrong or a count grows.
 
 .. code-block:: console
 
-    $ python scripts/soak.py
-    $ python scripts/soak.py --steps 200000
+    $ python scripts/verify/soak.py
+    $ python scripts/verify/soak.py --steps 200000
 
 Needs the ``/proc`` of Linux.
 """

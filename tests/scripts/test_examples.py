@@ -7,7 +7,7 @@ import chainer_shared_patch  # noqa: F401
 import chainer
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / 'scripts' / 'run_examples.py'
+SCRIPT = Path(__file__).parents[2] / 'scripts/upstream/examples.py'
 WORKS = """
 import sys
 import chainer, numpy

@@ -4,8 +4,8 @@
 .. code-block:: console
 
     $ git clone --branch v7.8.1 https://github.com/chainer/chainer
-    $ python scripts/run_examples.py chainer
-    $ python scripts/run_examples.py chainer mnist ptb/train_ptb.py
+    $ python scripts/upstream/examples.py chainer
+    $ python scripts/upstream/examples.py chainer mnist ptb/train_ptb.py
 
 Each example trains on the CPU for a few iterations, in a temporary folder,
 with small random data that this script makes: nothing is downloaded, and

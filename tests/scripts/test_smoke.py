@@ -7,7 +7,7 @@ import chainer_shared_patch
 from chainer_shared_patch.functions import SharedLinearFunction
 import pytest
 
-SCRIPT = str(Path(__file__).parents[2] / 'scripts' / 'smoke_test.py')
+SCRIPT = str(Path(__file__).parents[2] / 'scripts/verify/smoke.py')
 
 
 def test_passes(capfd):

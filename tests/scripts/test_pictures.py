@@ -15,7 +15,7 @@ NAMES = ('accuracy.svg', 'sharing.svg')
 @pytest.fixture(scope='module')
 def drawn(tmp_path_factory):
     out = tmp_path_factory.mktemp('images')
-    script = ROOT / 'scripts' / 'draw_pictures.py'
+    script = ROOT / 'scripts/measure/pictures.py'
     subprocess.run(
         [sys.executable, str(script), '--out', str(out)],
         check=True,

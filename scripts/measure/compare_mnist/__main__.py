@@ -15,6 +15,7 @@ import zlib
 
 # The processes of the runs inherit this path.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 from experiments import PARTS
 from speed import describe_stack, measure_speed
 from tables import make_table, render, write_plots

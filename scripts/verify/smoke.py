@@ -3,7 +3,7 @@
 
 .. code-block:: console
 
-    $ python scripts/smoke_test.py
+    $ python scripts/verify/smoke.py
 
 The arrays hold small integers, whose sums are never rounded, so on any machine
 each result is exactly that of the wide weight.

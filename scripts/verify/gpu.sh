@@ -2,7 +2,7 @@
 # Tests and measures everything on a machine with a GPU and CuPy, and no
 # network. All output goes both to the terminal and to one file.
 #
-#   scripts/check_gpu.sh WHEELS [RESULTS [DEVICE]]
+#   scripts/verify/gpu.sh WHEELS [RESULTS [DEVICE]]
 #
 # WHEELS is a folder with the wheels that are missing there. On a machine with a
 # package index, `make wheels` makes it, without NumPy and CuPy, so that those
@@ -21,7 +21,7 @@ mkdir -p "$(dirname "${2:-.}")"
 results=$(realpath "${2:-gpu-results.txt}")
 device=${3:-@cupy:0}
 chainer=${CHAINER:+$(realpath "$CHAINER")}
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 export PYTHONPATH=$PWD
 
 work=$(mktemp -d)
@@ -54,7 +54,7 @@ main() {
     run "$python" -m pytest --numprocesses auto --ignore tests/gpu
     if [ -n "$chainer" ]; then
         tests=tests/chainer_tests
-        run "$python" scripts/run_chainer_tests.py "$chainer" \
+        run "$python" scripts/upstream/chainer_tests.py "$chainer" \
             -m 'gpu and not multi_gpu and not cudnn and not chainerx' \
             $tests/functions_tests/connection_tests/test_linear.py \
             $tests/links_tests/connection_tests/test_linear.py \
@@ -62,7 +62,7 @@ main() {
     fi
     run "$python" scripts/train_mnist.py --device "$device" --epoch 5 \
         --dataset sample --out "$work/train"
-    run "$python" scripts/benchmark --device "$device" \
+    run "$python" scripts/measure/benchmark --device "$device" \
         --dataset sample --out "$work/benchmark"
     echo
     if [ ${#failed[@]} -eq 0 ]; then

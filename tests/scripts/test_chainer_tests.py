@@ -11,7 +11,7 @@ import sys
 import chainer_shared_patch  # noqa: F401
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / 'scripts' / 'run_chainer_tests.py'
+SCRIPT = Path(__file__).parents[2] / 'scripts/upstream/chainer_tests.py'
 TESTS = """
 import unittest
 import chainer, chainer_shared_patch, numpy, pytest
@@ -252,7 +252,7 @@ def test_the_page_sums_up_the_list(script):
     sums = collections.Counter()
     for row in listed:
         sums[row['cause']] += int(row['failures'])
-    page = SCRIPT.parents[1] / 'docs' / 'compatibility.md'
+    page = SCRIPT.parents[2] / 'docs' / 'compatibility.md'
     above, _, below = page.read_text(encoding='utf-8').partition(
         '## What fails'
     )

@@ -42,6 +42,7 @@ from sizes import (
 
 # The processes of the libraries inherit this path, and train too.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 from machine import describe_machine
 import train_mnist
 

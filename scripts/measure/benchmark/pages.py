@@ -20,7 +20,7 @@ from report import (
     make_training_table,
 )
 
-PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'performance.md'
+PAGE = Path(__file__).resolve().parents[3] / 'docs' / 'performance.md'
 BEGIN = '<!-- figures -->'
 END = '<!-- end of figures -->'
 
