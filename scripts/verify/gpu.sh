@@ -62,7 +62,7 @@ main() {
     fi
     run "$python" scripts/train_mnist.py --device "$device" --epoch 5 \
         --dataset sample --out "$work/train"
-    run "$python" scripts/measure/benchmark --device "$device" \
+    run env PYTHONPATH="$PWD:$PWD/scripts" "$python" -m measure.benchmark --device "$device" \
         --dataset sample --out "$work/benchmark"
     echo
     if [ ${#failed[@]} -eq 0 ]; then

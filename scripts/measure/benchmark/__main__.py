@@ -1,11 +1,8 @@
 """Compares the speed and memory of shared layers with the alternatives.
 
 Times are medians over rounds; ratios are medians of the ratios within each
-round. Every contender has its turn in each round, so a busy machine slows all
-of them alike. Takes a quarter of an hour, or one or two minutes with --quick.
-
-In --out, writes performance.md (docs/performance.md with new figures) and
-performance_tables.md, and in --out/performance, the plots and benchmark.json.
+round. Takes a quarter of an hour, or one or two minutes with --quick. Writes
+performance_tables.md and, in performance/, the plots and benchmark.json.
 """
 
 import argparse
@@ -15,40 +12,39 @@ import os
 from pathlib import Path
 import platform
 import shlex
-import signal
 import sys
 import time
 
 import chainer_shared_patch  # noqa: F401
 import chainer
-from contenders import CONTENDERS, INFERENCES
-from measurements import (
-    Processes,
-    measure_row,
-    measure_sharing,
-    measure_training,
-)
-import numpy
-import pages
-from report import STYLES, get_title
-from sizes import (
+from datasets import load_dataset
+from measure.benchmark.cases import (
+    CONTENDERS,
+    CONVERSIONS,
     GPU_SIZES,
     INFERENCE_SIZES,
+    INFERENCES,
     QUICK_SIZES,
-    SHARINGS,
     SIZES,
     SWEEPS,
+    SWEPT,
+    TRAININGS,
 )
-
-# The processes of the libraries inherit this path, and train too.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-sys.path.append(str(Path(__file__).resolve().parents[2]))
-from machine import describe_machine
-import train_mnist
+from measure.benchmark.plots import plot
+from measure.benchmark.report import get_title, render
+from measure.benchmark.timing import (
+    Processes,
+    call,
+    measure_layer,
+    measure_training,
+)
+from measure.machine import describe_machine
+import numpy
 
 
 def parse_args():
     parser = argparse.ArgumentParser(
+        prog='python -m measure.benchmark',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -69,16 +65,15 @@ def parse_args():
     add(
         '--out',
         '-o',
-        type=os.path.expanduser,
+        type=Path,
         default='result-benchmark',
         help='directory to write to (default: result-benchmark)',
     )
     add(
         '--render',
-        metavar='OUT',
-        type=os.path.expanduser,
-        help='measure nothing; rewrite the pages and plots in OUT from its '
-        'performance/benchmark.json',
+        action='store_true',
+        help='measure nothing; rewrite the page and the plots in --out from '
+        'its performance/benchmark.json',
     )
     return parser.parse_args()
 
@@ -86,25 +81,14 @@ def parse_args():
 def describe_run(device):
     """Returns the date, the machine, the versions and the command."""
     versions = {'Python': platform.python_version()}
-    for name in ('chainer', 'numpy', 'torch', 'onnxruntime'):
+    names = 'chainer_shared_patch', 'chainer', 'numpy', 'torch', 'onnxruntime'
+    for name in names:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = '(absent)'
-    try:
-        blas = numpy.show_config('dicts')['Build Dependencies']['blas']
-        versions['numpy'] += ' ({name} {version})'.format(**blas)
-    except (KeyError, TypeError):  # NumPy before 1.25
-        pass
     machine = describe_machine()
-    for name in (
-        'OPENBLAS_NUM_THREADS',
-        'MKL_NUM_THREADS',
-        'OMP_NUM_THREADS',
-        'OPENBLAS_CORETYPE',
-        'MKL_ENABLE_INSTRUCTIONS',
-        'ATEN_CPU_CAPABILITY',
-    ):
+    for name in ('OPENBLAS_CORETYPE', 'ATEN_CPU_CAPABILITY'):
         if name in os.environ:
             machine += f', {name}={os.environ[name]}'
     if device.xp is not numpy:
@@ -113,93 +97,72 @@ def describe_run(device):
             device.device.id
         )
         machine += ', ' + properties['name'].decode()
+    command = ['python', '-m', 'measure.benchmark', *sys.argv[1:]]
     return {
         'date': time.strftime('%Y-%m-%d'),
         'machine': machine,
         'device': device.name,
         'versions': versions,
-        'command': shlex.join(['python', *sys.argv]),
+        'command': 'PYTHONPATH=scripts ' + shlex.join(command),
     }
 
 
-def measure(args, device, dataset):
-    """Returns the results; after Ctrl-C, those measured so far."""
+def measure(args, device):
     sizes, sweeps = (QUICK_SIZES, []) if args.quick else (SIZES, SWEEPS)
     inferences = INFERENCE_SIZES
     if device.xp is not numpy:
         sizes = sizes + GPU_SIZES
-        sizes += [row._replace(dtype='float16') for row in sizes]
+        sizes += [layer._replace(dtype='float16') for layer in sizes]
         inferences = []  # onnxruntime uses the CPU
-    swept = {name: CONTENDERS[name] for name in STYLES}
-    rows = [('sizes', row, CONTENDERS) for row in sizes]
-    rows += [('sweeps', row, swept) for row in sweeps]
-    rows += [('inference', row, INFERENCES) for row in inferences]
-    sharings = SHARINGS[:2] if args.quick else SHARINGS
+    swept = {name: CONTENDERS[name] for name in SWEPT}
+    parts = [('sizes', layer, CONTENDERS) for layer in sizes]
+    parts += [('sweeps', layer, swept) for layer in sweeps]
+    parts += [('inference', layer, INFERENCES) for layer in inferences]
     rounds, training_rounds, epochs = (3, 1, 1) if args.quick else (9, 3, 3)
-    begin = time.time()
-
-    def report_progress(step, what):
-        text = '{:4.0f} s: {} of {}, {}'
-        seconds = time.time() - begin
-        print(text.format(seconds, step, len(rows) + 2, what), file=sys.stderr)
-
     processes = Processes(args.device)
-    results = {**describe_run(device), 'dataset': dataset}
-    results.update(quick=args.quick, sizes=[], sweeps=[], inference=[])
-    results.update(sharing=[], training={})
-    try:
-        for step, (kind, row, descriptions) in enumerate(rows, 1):
-            entry = row._asdict()
-            report_progress(step, get_title(entry))
-            entry['contenders'] = measure_row(
-                processes, row, descriptions, rounds
-            )
-            results[kind].append(entry)
-        report_progress(len(rows) + 1, 'converting ordinary layers')
-        for row, examples in sharings:
-            entry = measure_sharing(processes, row, examples)
-            results['sharing'].append({**row._asdict(), **entry})
-        report_progress(len(rows) + 2, 'training')
-        results['training'] = measure_training(
-            processes, args.dataset, training_rounds, epochs
+    results = describe_run(device)
+    *_, results['dataset'] = load_dataset(args.dataset)
+    results.update(sizes=[], sweeps=[], inference=[], sharing=[])
+    for kind, layer, contenders in parts:
+        row = layer._asdict()
+        print(get_title(row), file=sys.stderr)
+        row['contenders'] = measure_layer(processes, layer, contenders, rounds)
+        results[kind].append(row)
+    print('converting ordinary layers', file=sys.stderr)
+    for layer, examples in CONVERSIONS[: 2 if args.quick else None]:
+        seconds, nbytes = processes.run(
+            'chainer', call, 'share', layer, examples
         )
-    except KeyboardInterrupt:
-        print('interrupted; results so far:', file=sys.stderr)
+        results['sharing'].append(
+            {
+                **layer._asdict(),
+                'examples': examples,
+                'seconds': seconds,
+                'bytes': nbytes,
+            }
+        )
+    print('training', file=sys.stderr)
+    results['training'] = measure_training(
+        processes, TRAININGS, args.dataset, training_rounds, epochs
+    )
     return results
 
 
 def main():
     args = parse_args()
-    out = Path(args.render or args.out)
-    path = out / 'performance' / 'benchmark.json'
-    try:
-        prose = pages.read_prose()
-        if args.render:
-            results = pages.read_results(path)
-        else:
-            device = chainer.get_device(args.device)
-            device.use()
-            _, _, dataset = train_mnist.load_dataset(args.dataset)
-            path.parent.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f'benchmark: error: {error}')
-    if not args.render:
-        if args.dataset == 'auto':
-            args.dataset = 'mnist' if dataset == 'MNIST' else 'sample'
-        # Ends the other processes along with this one.
-        signal.signal(
-            signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-        )
-        results = measure(args, device, dataset)
+    folder = args.out.expanduser() / 'performance'
+    path = folder / 'benchmark.json'
+    if args.render:
+        results = json.loads(path.read_text())
+    else:
+        device = chainer.get_device(args.device)
+        device.use()
+        folder.mkdir(parents=True, exist_ok=True)
+        results = measure(args, device)
         path.write_text(json.dumps(results, indent=1))
-        sys.stdout.reconfigure(errors='replace')  # Not every locale has ≥.
-        print(pages.render_tables(results))
-    names = pages.write(results, prose, out)
-    if not args.render:
-        names = ['performance/benchmark.json', *names]
-    print('files written')
-    for name in names:
-        print(f'  {out / name}')
+    page = folder.with_name('performance_tables.md')
+    page.write_text(render(results, plot(results, folder)), encoding='utf-8')
+    print(page.read_text(encoding='utf-8'))
 
 
 if __name__ == '__main__':

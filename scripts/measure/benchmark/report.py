@@ -1,51 +1,17 @@
-"""Tables of what the benchmark measured, beside its targets."""
+"""Makes docs/performance_tables.md of what the benchmark measured."""
 
-from contenders import TRAININGS
+from measure.benchmark.cases import (
+    CONTENDERS,
+    INFERENCES,
+    SWEPT,
+    TRAININGS,
+)
 import numpy
 from tabulate import tabulate
 
 PARTS = ('forward', 'backward', 'both')
 MEMORY = ('peak forward', 'kept', 'peak backward')
 MIB = 2**20
-# Targets on a CPU. The keys are batch_size, in_size and n.
-TIMES_FASTER = {
-    (100, 1000, 10): 6,
-    (32, 25088, 7): 7,
-    (128, 4096, 8): 8,
-    (1024, 4096, 8): 0.9 * 8,
-}
-OF_TORCH_SUM = {(100, 1000, 10): 1}
-# What the columns of the table of targets show.
-COLUMNS = {
-    'dense / sum': "how many times faster `sum` is than Chainer's ordinary "
-    'layer',
-    'sum / narrow': 'the time of `sum` relative to a layer that needs no sum; '
-    'at most 1.05 is nearly the same target as `dense / sum` of at least 0.95 '
-    'of `dense / narrow`, the most that Chainer allows',
-    'sum / product': 'the time of `sum` relative to the floor',
-    'sum / torch-sum': 'the time of `sum` relative to PyTorch with the same '
-    'sum',
-    'product / torch-product': 'the part of that ratio due to the BLAS',
-    'dense-patched / dense': 'the time of an ordinary layer under the patch '
-    'relative to its time without',
-    'dense-patched - dense, µs': 'the difference between the two, for a '
-    'layer so small that it shows',
-    'sum_blocks, GB/s / copy': 'the bytes per second of `sum_blocks` '
-    'relative to a copy',
-    'tile_blocks, GB/s / copy': 'the same for `tile_blocks`',
-    'peak / dense W': 'the peak memory of a pass relative to the wide weight',
-    'kept beyond dense / (x / n)': 'what forward keeps for backward and an '
-    'ordinary layer does not, relative to one block of x',
-}
-# What the sweeps compare, with colors and styles for the plots.
-STYLES = {
-    'sum': ('C3', 'o-'),
-    'tile': ('C4', 's-'),
-    'dense': ('C0', 'v-'),
-    'torch-dense': ('C1', 'v--'),
-    'torch-sum': ('C1', 'o--'),
-    'product': ('k', 'x:'),
-}
 
 
 def get_title(row):
@@ -53,10 +19,6 @@ def get_title(row):
         '{name}: {link} of {in_size} to {out_size}, batch of {batch_size}, '
         'n = {common_num}, {dtype}'
     ).format(**row)
-
-
-def get_key(row):
-    return row['batch_size'], row['in_size'], row['common_num']
 
 
 def get_samples(row, name, part='both'):
@@ -78,24 +40,8 @@ def divide(samples, others):
     return numpy.median(numpy.divide(samples, others))
 
 
-def get_ratio(row, name, other, part='both', other_part=None):
-    """Returns the median ratio of a contender's time to another's."""
-    return divide(
-        get_samples(row, name, part),
-        get_samples(row, other, other_part or part),
-    )
-
-
-def get_microseconds_more(row, name, other):
-    """Returns how much longer a contender takes than another."""
-    samples, others = get_samples(row, name), get_samples(row, other)
-    return 1e6 * numpy.median(samples - others)
-
-
-def get_nbytes(row, *sizes):
-    """Returns the bytes of an array with these sizes of a row as its shape."""
-    itemsize = numpy.dtype(row['dtype']).itemsize
-    return itemsize * numpy.prod([row[size] for size in sizes]).item()
+def get_ratio(row, name, other, part='both'):
+    return divide(get_samples(row, name, part), get_samples(row, other, part))
 
 
 def format_number(number):
@@ -105,16 +51,6 @@ def format_number(number):
     return numpy.format_float_positional(
         number, 3, unique=False, fractional=False, trim='k'
     ).rstrip('.')
-
-
-def format_target(number, sign, wanted):
-    """Formats a number with its target, and marks it if missed."""
-    if number is None or wanted is None:
-        return number
-    text = format_number(number)
-    met = float(text) <= wanted if sign == '≤' else float(text) >= wanted
-    text += f' ({sign} {wanted:.3g})'
-    return text if met else f'**{text} missed**'
 
 
 def make_table(lines):
@@ -138,6 +74,19 @@ def make_table(lines):
     )
 
 
+def make_ratios_table(rows):
+    pairs = [('dense', 'sum'), ('sum', 'narrow'), ('sum', 'product')]
+    pairs += [('sum', 'torch-sum'), ('product', 'torch-product')]
+    pairs += [('dense-patched', 'dense')]
+    return make_table(
+        {
+            '': get_title(row),
+            **{' / '.join(pair): get_ratio(row, *pair) for pair in pairs},
+        }
+        for row in rows
+    )
+
+
 def make_size_table(row):
     lines = []
     for name, entry in row['contenders'].items():
@@ -155,185 +104,49 @@ def make_size_table(row):
     return make_table(lines)
 
 
-def describe_kernels(row):
-    """Returns a sentence about the array kernels of a row."""
-    return (
-        '`sum_blocks` takes {} times as long as a copy of x, and '
-        '`tile_blocks` {} times as long as one write of a new gx.'
-    ).format(
-        *(
-            format_number(get_ratio(row, 'blocks', 'copy', part))
-            for part in ('forward', 'backward')
-        )
+def make_inference_table(rows):
+    return make_table(
+        {
+            '': name,
+            'batch size': str(row['batch_size']),
+            'ms': entry.get('absent', get_milliseconds(row, name, 'forward')),
+            'it / torch-sum': get_ratio(row, name, 'torch-sum', 'forward'),
+        }
+        for row in rows
+        for name, entry in row['contenders'].items()
     )
 
 
-def get_bandwidth(row, part):
-    """Returns the bytes that a kernel moves per second, in units of a copy."""
-    ratio = get_ratio(row, 'copy', 'blocks', 'forward', part)
-    return ratio and ratio * (1 + 1 / row['common_num']) / 2
-
-
-def get_peak(row):
-    """Returns the peak memory of sum, in units of the wide weight."""
-    forward, _, backward = row['contenders']['sum']['bytes']
-    W = get_nbytes(row, 'in_size', 'out_size')
-    if row['link'] == 'StatelessLSTM':
-        W *= 4
-    return max(forward, backward) / W
-
-
-def get_kept(row):
-    """Returns what sum keeps beyond dense, in units of a block of x."""
-    _, kept, _ = row['contenders']['sum']['bytes']
-    _, dense_kept, _ = row['contenders']['dense']['bytes']
-    block = get_nbytes(row, 'batch_size', 'in_size') / row['common_num']
-    return (kept - dense_kept) / block
-
-
-def get_targets(row, device):
-    """Returns the figures of a row with their targets, by column."""
-    key = get_key(row)
-    if row['name'] == 'smallest':
-        more = get_microseconds_more(row, 'dense-patched', 'dense')
-        wanted = 1 if device == '@numpy' else None
-        return {'dense-patched - dense, µs': format_target(more, '≤', wanted)}
-    faster = get_ratio(row, 'dense', 'sum')
-    of_torch = get_ratio(row, 'sum', 'torch-sum')
-    if device == '@numpy':
-        patched = get_ratio(row, 'dense-patched', 'dense')
-        of_narrow = get_ratio(row, 'sum', 'narrow')
-        of_product = get_ratio(row, 'sum', 'product')
-        of_blas = get_ratio(row, 'product', 'torch-product')
-        batched = row['batch_size'] >= 32
-        large = batched and row['in_size'] >= 4096 and row['link'] == 'Linear'
-        targets = [
-            ('dense / sum', faster, '≥', TIMES_FASTER.get(key)),
-            ('sum / narrow', of_narrow, '≤', 1.05 if batched else 1.15),
-            ('sum / product', of_product, '≤', 1.06 if large else None),
-            ('sum / torch-sum', of_torch, '≤', OF_TORCH_SUM.get(key)),
-            ('product / torch-product', of_blas, '≤', None),
-            ('dense-patched / dense', patched, '≤', 1.02),
-            ('dense-patched - dense, µs', None, '≤', None),
-        ]
-    else:
-        summing, tiling = (
-            get_bandwidth(row, part) for part in ('forward', 'backward')
-        )
-        times_faster = 0.8 * 8 if key == (8192, 8192, 8) else None
-        # No cache of a GPU holds that.
-        large = get_nbytes(row, 'batch_size', 'in_size') >= 64 * MIB
-        targets = [
-            ('dense / sum', faster, '≥', times_faster),
-            ('sum / torch-sum', of_torch, '≤', 1 if large else None),
-            ('sum_blocks, GB/s / copy', summing, '≥', 0.85 if large else None),
-            ('tile_blocks, GB/s / copy', tiling, '≥', 0.85 if large else None),
-        ]
-    targets += [
-        ('peak / dense W', get_peak(row), '≤', 1),
-        ('kept beyond dense / (x / n)', get_kept(row), '≤', 1),
-    ]
-    return {column: format_target(*target) for column, *target in targets}
-
-
-def make_sharing_table(results):
+def make_training_table(trainings):
+    dense, in_torch = (
+        trainings.get(name, {}).get('seconds')
+        for name in ('dense', 'torch-sum')
+    )
     lines = []
-    for row in results['sharing']:
-        dense_W = get_nbytes(row, 'in_size', 'out_size')
-        large = row['in_size'] * row['out_size'] >= 25088 * 4096
+    for name, entry in trainings.items():
+        seconds = entry.get('seconds')
         lines.append(
             {
-                '': '{in_size} to {out_size}, n = {common_num}'.format(**row),
-                'calibration inputs': str(row['examples']),
-                'seconds': format_target(
-                    row['seconds'], '≤', 120 if large else None
-                ),
-                'peak / dense W': row['bytes'] / dense_W,
+                '': TRAININGS[name][1],
+                'seconds per epoch': entry.get('absent')
+                or numpy.median(seconds),
+                "it / Chainer's dense": divide(seconds, dense),
+                'it / PyTorch, shared, eager': divide(seconds, in_torch),
             }
         )
     return make_table(lines)
 
 
-def make_inference_table(results):
-    lines = []
-    for row in results['inference']:
-        for name, entry in row['contenders'].items():
-            ratio = get_ratio(row, name, 'torch-sum', 'forward')
-            wanted = 1.3 if name in ('sum', 'SharedLinear') else None
-            time = get_milliseconds(row, name, 'forward')
-            line = {'': name, 'batch size': str(row['batch_size'])}
-            line['ms'] = entry.get('absent', time)
-            line['it / torch-sum'] = format_target(ratio, '≤', wanted)
-            lines.append(line)
-    return make_table(lines)
-
-
-def get_epochs(results, name):
-    """Returns the seconds per epoch in each round; None where it is absent."""
-    return results['training'].get(name, {}).get('seconds')
-
-
-def make_training_table(results):
-    comparable = results['dataset'] == 'MNIST' and not results['quick']
-    lines = []
-    for name, entry in results['training'].items():
-        seconds = get_epochs(results, name)
-        wanted = comparable and name in ('sum', 'sum-blockwise')
-        line = {'': TRAININGS[name][1]}
-        line['seconds per epoch'] = entry.get('absent') or numpy.median(
-            seconds
-        )
-        for title, other, most in (
-            ("it / Chainer's dense", 'dense', 0.55),
-            ('it / PyTorch, shared, eager', 'torch-sum', 1.4),
-        ):
-            ratio = divide(seconds, get_epochs(results, other))
-            line[title] = format_target(ratio, '≤', most if wanted else None)
-        lines.append(line)
-    return make_table(lines)
-
-
-def format_time(seconds):
-    """Formats the median of the seconds in each round, if present."""
-    if seconds is None:
-        return None
-    time = numpy.median(seconds)
-    if time < 1:
-        return format_number(1e3 * time) + ' ms'
-    return format_number(time) + ' s'
-
-
-def make_figures_table(results):
-    """Makes the table of the most important figures."""
-    trios = {}
-    for row in results['sizes'] + results['inference']:
-        title = '{in_size} to {out_size}, batch of {batch_size}, '
-        title += 'n = {common_num}, '
-        title += 'inference' if row['inference'] else 'forward and backward'
-        part = 'forward' if row['inference'] else 'both'
-        if row['inference'] or get_key(row) in TIMES_FASTER:
-            trios[title.format(**row)] = [
-                get_samples(row, name, part)
-                for name in ('sum', 'dense', 'torch-sum')
-            ]
-    for name, title in (
-        ('sum', 'an epoch, ' + results['dataset']),
-        ('sum-blockwise', 'the same with `--blockwise-adam`'),
-    ):
-        trios[title] = [
-            get_epochs(results, each) for each in (name, 'dense', 'torch-sum')
-        ]
+def make_conversion_table(rows):
     return make_table(
         {
-            '': title,
-            'shared': format_time(shared),
-            'dense': format_time(dense),
-            'PyTorch, shared': format_time(by_torch),
-            'dense / shared': divide(dense, shared),
-            'shared / PyTorch': divide(shared, by_torch),
+            '': '{in_size} to {out_size}, n = {common_num}'.format(**row),
+            'calibration inputs': str(row['examples']),
+            'seconds': row['seconds'],
+            'peak / dense W': row['bytes']
+            / (4 * row['in_size'] * row['out_size']),
         }
-        for title, (shared, dense, by_torch) in trios.items()
-        if shared is not None
+        for row in rows
     )
 
 
@@ -356,29 +169,60 @@ def get_sweeps(results):
 
 
 def make_sweep_table(rows, swept):
-    lines = []
-    for row in rows:
-        line = {swept: str(row[swept])}
-        for name in STYLES:
-            line[name + ', ms'] = get_milliseconds(row, name)
-        line['dense / sum'] = get_ratio(row, 'dense', 'sum')
-        lines.append(line)
-    return make_table(lines)
-
-
-def describe_spread(results):
-    """Returns a sentence about how much a contender's rounds differ."""
-    samples = [
-        get_samples(row, name)
-        for row in results['sizes'] + results['sweeps']
-        for name in row['contenders']
-    ]
-    factors = [max(each) / min(each) for each in samples if each is not None]
-    spread = numpy.median(factors) if factors else 1
-    sentence = (
-        f"A contender's slowest round took {spread:.2f} times as long as its "
-        'fastest, in the median over all contenders and sizes.'
+    return make_table(
+        {
+            swept: str(row[swept]),
+            **{f'{name}, ms': get_milliseconds(row, name) for name in SWEPT},
+            'dense / sum': get_ratio(row, 'dense', 'sum'),
+        }
+        for row in rows
     )
-    if spread > 1.5:
-        sentence += ' **The machine was busy: do not trust these times.**'
-    return sentence
+
+
+def render(results, plots=()):
+    """Renders the page."""
+    versions = ', '.join(map(' '.join, results['versions'].items()))
+    parts = [
+        '# Performance: all tables',
+        '<!-- not run: takes a quarter of an hour -->\n'
+        '```console\n$ {command}\n```'.format(**results),
+        '{date}, {machine}, {device}, {}.'.format(versions, **results),
+        '[performance.md](performance.md) says how these were measured. Each '
+        'time is the median over the rounds; each ratio is the median of the '
+        "rounds' ratios.",
+        '## Contenders',
+        make_table(
+            {'': f'`{name}`', 'what it is': description}
+            for name, (_, description) in {**CONTENDERS, **INFERENCES}.items()
+        ),
+        '## Ratios of the times of forward and backward',
+        make_ratios_table(results['sizes']),
+        '## Inference',
+        "The article's layer, forward only, in `chainer.no_backprop_mode()` "
+        'or `torch.inference_mode()`.',
+        make_inference_table(results['inference']),
+        '## Training on {}'.format(results['dataset']),
+        "The article's network, including evaluation and reports; Chainer "
+        'also draws plots and saves snapshots.',
+        make_training_table(results['training']),
+        '## Times and memory of each layer',
+        '"It / product" shows how close a contender comes to the floor: the '
+        'same products by the same BLAS, written into existing memory. "Peak" '
+        'is the most memory in use during a pass, beyond what was in use when '
+        'it began; "kept" is what forward leaves for backward besides y.',
+    ]
+    for row in results['sizes']:
+        parts += ['### ' + get_title(row), make_size_table(row)]
+    for swept, rows in get_sweeps(results).items():
+        title = f'## Forward and backward against {swept}'
+        parts += [title, make_sweep_table(rows, swept)]
+    parts += [
+        '## Converting an ordinary layer with `share`',
+        'A random weight, without and with calibration inputs. "Peak" is the '
+        'most memory in use beyond the original weight, which `share` keeps '
+        'until it is done. Most of the time goes into grouping, which works '
+        'on up to 2,048 columns at a time, in matrices of that size.',
+        make_conversion_table(results['sharing']),
+        *(f'![{name}](performance/{name}.png)' for name in plots),
+    ]
+    return '\n\n'.join(parts) + '\n'

@@ -1,9 +1,10 @@
-"""The contenders that Chainer, NumPy and CuPy compute."""
+"""The layers that Chainer, NumPy and CuPy compute."""
 
 import contextlib
 import functools
 import json
 import os
+from pathlib import Path
 import subprocess
 import sys
 import tempfile
@@ -14,14 +15,16 @@ import chainer_shared_patch
 from chainer_shared_patch import blocks, patched
 import chainer
 import chainer.links as L
-from contenders import (
+from measure.benchmark.timing import (
     Contender,
     make_activations,
     make_array,
     make_operands,
+    make_product,
 )
 import numpy
-import train_mnist
+
+TRAIN_MNIST = Path(__file__).resolve().parents[2] / 'train_mnist.py'
 
 
 @contextlib.contextmanager
@@ -32,7 +35,7 @@ def inferring(context):
 
 
 class Library:
-    """Makes contenders, measures their memory, and trains."""
+    """Makes contenders, measures their memory, converts and trains."""
 
     def __init__(self, device):
         chainer_shared_patch.uninstall()
@@ -40,43 +43,49 @@ class Library:
         self.device.use()
         self.xp = self.device.xp
 
-    def make(self, name, row):
+    def make(self, name, layer):
         if name == 'product':
-            return self._make_product(row)
+            operands = [
+                self.device.send(each) for each in make_operands(layer)
+            ]
+            results = [
+                list(map(self.xp.empty_like, each)) for each in operands
+            ]
+            return make_product(self.xp.dot, operands, results)
         if name == 'narrow':
-            row = row._replace(in_size=row.k)
-        x, y = self.device.send(make_activations(row))
+            layer = layer._replace(in_size=layer.k)
+        x, y = self.device.send(make_activations(layer))
+        n = layer.common_num
         if name == 'copy':
             return Contender(x.copy, lambda _: self.xp.full_like(x, 1))
         if name == 'blocks':
-            summed_x = blocks.sum_blocks(x, row.common_num).astype(row.dtype)
+            summed_x = blocks.sum_blocks(x, n).astype(layer.dtype)
             return Contender(
-                lambda: blocks.sum_blocks(x, row.common_num),
-                lambda _: blocks.tile_blocks(summed_x, row.common_num),
+                lambda: blocks.sum_blocks(x, n),
+                lambda _: blocks.tile_blocks(summed_x, n),
             )
-        columns, context = row.in_size, contextlib.nullcontext
+        columns, context = layer.in_size, contextlib.nullcontext
         if name in ('sum', 'tile'):
-            columns = row.k
-            context = functools.partial(patched, row.common_num, name)
+            columns, context = layer.k, functools.partial(patched, n, name)
         elif name == 'dense-patched':
             context = functools.partial(patched, 1)
         # Constants, because drawing the largest W is slow.
-        if row.link == 'Linear':
+        if layer.link == 'Linear':
             make, options = L.Linear, {'nobias': True, 'initialW': 0.01}
         else:
             make = L.StatelessLSTM
             options = {'lateral_init': 0.01, 'upward_init': 0.01}
         if name == 'SharedLinear':
             make = chainer_shared_patch.SharedLinear
-            options['common_num'] = row.common_num
-        with chainer.using_config('dtype', numpy.dtype(row.dtype)):
-            link = make(columns, row.out_size, **options)
+            options['common_num'] = n
+        with chainer.using_config('dtype', numpy.dtype(layer.dtype)):
+            link = make(columns, layer.out_size, **options)
         link.to_device(self.device)
-        return self._make_contender(row, link, x, y, context)
+        return self._make_contender(layer, link, x, y, context)
 
-    def _make_contender(self, row, link, x, y, context):
+    def _make_contender(self, layer, link, x, y, context):
         inputs = [chainer.Variable(x)]
-        if row.link == 'StatelessLSTM':
+        if layer.link == 'StatelessLSTM':
             inputs = [chainer.Variable(y), chainer.Variable(y), *inputs]
 
         def forward():
@@ -92,25 +101,10 @@ class Library:
             for variable in inputs:
                 variable.cleargrad()
 
-        if row.inference:
+        if layer.inference:
             context = functools.partial(inferring, context)
             return Contender(forward, context=context)
         return Contender(forward, backward, reset, context)
-
-    def _make_product(self, row):
-        operands = [self.device.send(each) for each in make_operands(row)]
-        results = [[self.xp.empty_like(a) for a in each] for each in operands]
-
-        def forward():
-            for (x, W, _), (_, _, y) in zip(operands, results):
-                self.xp.dot(x, W.T, out=y)
-
-        def backward(_):
-            for (x, W, gy), (gx, gW, _) in zip(operands, results):
-                self.xp.dot(gy, W, out=gx)
-                self.xp.dot(gy.T, x, out=gW)
-
-        return Contender(forward, backward)
 
     def synchronize(self):
         if self.xp is not numpy:
@@ -127,66 +121,50 @@ class Library:
             arrays = tracemalloc.DomainFilter(
                 True, numpy.lib.tracemalloc_domain
             )
-            left = sum(
-                trace.size for trace in snapshot.filter_traces([arrays]).traces
-            )
-            return result, left, peak
+            traces = snapshot.filter_traces([arrays]).traces
+            return result, sum(trace.size for trace in traces), peak
         pool = self.xp.get_default_memory_pool()
         pool.free_all_blocks()
         before = pool.used_bytes()
         result = function()
         return result, pool.used_bytes() - before, pool.total_bytes() - before
 
-    def share(self, row, examples):
-        """Converts an ordinary layer with a random weight.
-
-        Returns:
-            tuple: The seconds and the peak of the bytes that this takes.
-
-        """
-        W = make_array((row.out_size, row.in_size), row.dtype)
-        link = L.Linear(row.in_size, row.out_size, True, W)
-        model = chainer.Sequential(link)
-        model.to_device(self.device)
+    def share(self, layer, examples):
+        """Returns the seconds and peak bytes of converting a dense layer."""
+        W = make_array((layer.out_size, layer.in_size), layer.dtype)
+        model = chainer.Sequential(
+            L.Linear(layer.in_size, layer.out_size, True, W)
+        ).to_device(self.device)
         inputs = None
         if examples:
-            x = make_array((examples, row.in_size), row.dtype)
+            x = make_array((examples, layer.in_size), layer.dtype)
             inputs = self.device.send(x)
-        del W, link
+        del W
         begin = time.perf_counter()
         _, _, peak = self.measure_memory(
             lambda: chainer_shared_patch.share(
-                model, row.common_num, inputs=inputs
+                model, layer.common_num, inputs=inputs
             )
         )
         return time.perf_counter() - begin, peak
 
     def train(self, name, dataset, epochs):
-        """Runs train_mnist.py; returns the seconds of each epoch.
-
-        If it fails, raises an error with the last line that it printed.
-        """
-        environment = {
-            **os.environ,
-            'CHAINER_DTYPE': 'float32',
-            'CHAINER_SHARED_ALGORITHM': 'sum',
-            'CHAINER_SHARED_PATCH': '0' if name == 'dense' else '1',
-        }
-        command = [sys.executable, train_mnist.__file__, '--common-num', '10']
-        command += ['--epoch', str(epochs), '--dataset', dataset]
-        command += ['--device', self.device.name]
-        if name == 'sum-blockwise':
-            command.append('--blockwise-adam')
+        """Runs train_mnist.py; returns the seconds of each epoch."""
+        patch = '0' if name == 'dense' else '1'
         with tempfile.TemporaryDirectory() as out:
             process = subprocess.run(
-                [*command, '--out', out],
-                env=environment,
+                [
+                    *(sys.executable, TRAIN_MNIST, '--epoch', str(epochs)),
+                    *('--dataset', dataset, '--device', self.device.name),
+                    *('--out', out),
+                ],
+                env={**os.environ, 'CHAINER_SHARED_PATCH': patch},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
             )
             if process.returncode:
                 raise RuntimeError(process.stderr.strip().split('\n')[-1])
-            with open(os.path.join(out, 'log')) as file:
-                times = [entry['elapsed_time'] for entry in json.load(file)]
+            log = json.loads(Path(out, 'log').read_text())
+        times = [entry['elapsed_time'] for entry in log]
         return numpy.diff([0, *times]).tolist()

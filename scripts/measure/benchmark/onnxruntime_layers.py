@@ -1,7 +1,7 @@
-"""The contender that onnxruntime computes."""
+"""The layer that onnxruntime computes."""
 
 import chainer_shared_patch
-from contenders import Contender, make_activations
+from measure.benchmark.timing import Contender, make_activations
 import onnx_chainer
 import onnxruntime
 
@@ -12,11 +12,11 @@ class Library:
     def __init__(self, device):
         pass
 
-    def make(self, name, row):
+    def make(self, name, layer):
         link = chainer_shared_patch.SharedLinear(
-            row.in_size, row.out_size, nobias=True, common_num=row.common_num
+            layer.in_size, layer.out_size, True, common_num=layer.common_num
         )
-        x, _ = make_activations(row)
+        x, _ = make_activations(layer)
         session = onnxruntime.InferenceSession(
             onnx_chainer.export(link, x).SerializeToString(),
             providers=['CPUExecutionProvider'],
