@@ -6,25 +6,30 @@ few minutes with --quick.
 """
 
 import argparse
-import dataclasses
+import importlib.metadata
 import os
 from pathlib import Path
-import signal
+import platform
+import shlex
 import sys
-import zlib
+import time
 
-# The processes of the runs inherit this path.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-sys.path.append(str(Path(__file__).resolve().parents[2]))
-from experiments import PARTS
-from speed import describe_stack, measure_speed
-from tables import make_table, render, write_plots
-from train_mnist import integer
-from training import Store, compute_missing, read_dataset
+from measure.compare_mnist.experiments import PARTS
+from measure.compare_mnist.speed import measure_speed
+from measure.compare_mnist.tables import make_table, plot
+from measure.compare_mnist.training import (
+    BATCH_SIZE,
+    compute_missing,
+    read_dataset,
+)
+from measure.machine import describe_machine
+
+FIGURES = ('scratch', 'convert')  # the parts with a figure
 
 
 def parse_args():
     parser = argparse.ArgumentParser(
+        prog='python -m measure.compare_mnist',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -38,21 +43,16 @@ def parse_args():
     add(
         '--out',
         '-o',
-        type=os.path.expanduser,
+        type=Path,
         default='result-compare',
         help='directory to write to (default: result-compare)',
     )
-    add(
-        '--seeds',
-        type=integer(1),
-        help='number of seeds (default: 3, or 1 with --quick)',
-    )
+    add('--seeds', type=int, help='number of seeds (default: 3, quick: 1)')
     add(
         '--epoch',
         '-e',
-        type=integer(1),
-        help='epochs to train a network from scratch (default: 8, or 1 with '
-        '--quick)',
+        type=int,
+        help='epochs to train a network from scratch (default: 8, quick: 1)',
     )
     add(
         '--only',
@@ -69,59 +69,54 @@ def parse_args():
     return args
 
 
+def describe_run(description):
+    versions = [
+        f'{name} {importlib.metadata.version(name)}'
+        for name in ('chainer', 'numpy', 'onnxruntime')
+    ]
+    python = 'Python ' + platform.python_version()
+    date = time.strftime('%Y-%m-%d')
+    parts = date, description, describe_machine(), python, *versions
+    return ', '.join(parts)
+
+
 def main():
     args = parse_args()
-    out = Path(args.out)
-    try:
-        (images, labels), test, description = read_dataset(args.dataset)
-        (out / 'runs').mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        sys.exit(f'compare_mnist: error: {error}')
-    # Ends the other processes along with this one.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    store = Store(out / 'runs', zlib.crc32(images) ^ zlib.crc32(test[0]))
+    out = args.out.expanduser()
+    (images, labels), _, description = read_dataset(args.dataset)
+    (out / 'runs').mkdir(parents=True, exist_ok=True)
     parts = {part: list(PARTS[part][1](args)) for part in args.only}
     runs = [
-        dataclasses.replace(run, seed=seed)
+        run._replace(seed=seed)
         for rows in parts.values()
         for _, row_runs in rows
         for run in row_runs
         for seed in range(args.seeds)
     ]
-    try:
-        records = compute_missing(runs, store, args.dataset)
-    except KeyboardInterrupt:
-        print('interrupted; the same command continues from here')
-        sys.exit(130)
+    records = compute_missing(runs, args.dataset, out)
     speed = {}
-    machine = describe_stack()
     if 'scratch' in parts:
+        print('measuring speed', flush=True)
+        rounds, repeats = (2, 5) if args.quick else (9, 50)
         scratch = [run for _, (run,) in parts['scratch']]
-        key = {'speed on': machine, 'runs': [run.key for run in scratch]}
-        columns = store.load(key, lambda record: record[len(scratch) - 1])
-        if not columns:
-            print('measuring speed', flush=True)
-            rounds, repeats = (2, 5) if args.quick else (9, 50)
-            columns = measure_speed(scratch, images, labels, rounds, repeats)
-            store.save(key, columns)
-        speed = dict(zip(scratch, columns))
-
-    tables = {
-        part: make_table(rows, records, args.seeds, speed)
-        for part, rows in parts.items()
-    }
-    try:
-        plots = write_plots(parts, records, args.seeds, out)
-    except ImportError as error:
-        print(f'no figures: {error}')
-        plots = []
-    text = render(args, description + '; ' + machine, tables, plots)
-    sys.stdout.reconfigure(errors='replace')  # Not every locale has ±.
-    print(text)
+        speed = measure_speed(scratch, images, labels, rounds, repeats)
+    command = ['python', '-m', 'measure.compare_mnist', *sys.argv[1:]]
+    page = [
+        describe_run(description),
+        f'```console\n$ PYTHONPATH=scripts {shlex.join(command)}\n```',
+        'Test accuracy in percent, the mean ± standard deviation over '
+        f'{args.seeds} seeds; Adam, batches of {BATCH_SIZE}, {args.epoch} '
+        'epochs from scratch, a learning rate that falls linearly to zero.',
+    ]
+    for part, rows in parts.items():
+        title = PARTS[part][0]
+        page += ['## ' + title, make_table(rows, records, args.seeds, speed)]
+        if part in FIGURES:
+            plot(out / f'{part}.png', title, rows, records, args.seeds)
+            page.append(f'![{title}]({part}.png)')
+    text = '\n\n'.join(page) + '\n'
     (out / 'compare_mnist.md').write_text(text, encoding='utf-8')
-    print('files written')
-    for name in ('compare_mnist.md', *plots):
-        print(f'  {out / name}')
+    print(text)
 
 
 if __name__ == '__main__':

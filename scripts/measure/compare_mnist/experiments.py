@@ -1,8 +1,6 @@
 """What is compared: the rows of each table, and the runs they need."""
 
-import dataclasses
-
-from networks import Run, make_low_rank, make_smaller
+from measure.compare_mnist.networks import Run, make_low_rank, make_smaller
 
 ARTICLE = (784, 1000, 900, 10)
 SMALL = (784, 1000, 10)
@@ -34,33 +32,33 @@ def list_scratch(args):
     yield {'network': 'dense', 'n': 1}, [Run(ARTICLE, epochs=args.epoch)]
     for n in COMMON_NUMS[:: args.step]:
         run = Run(ARTICLE, (1, n, 1), epochs=args.epoch)
+        smaller = make_smaller(run, run.count_parameters())
         yield {'network': 'shared', 'n': n}, [run]
         yield {'network': 'low-rank', 'n': n}, [make_low_rank(run)]
-        yield (
-            {'network': 'smaller', 'n': n},
-            [make_smaller(run, run.count_parameters())],
-        )
+        yield {'network': 'smaller', 'n': n}, [smaller]
 
 
 def list_conversions(args):
     def list_runs(**kwargs):
-        for rate in LEARNING_RATES[:: args.step]:
-            yield Run(
+        return [
+            Run(
                 ARTICLE,
                 dense_epochs=args.epoch,
                 epochs=min(3, args.epoch),
                 learning_rate=rate,
                 **kwargs,
             )
+            for rate in LEARNING_RATES[:: args.step]
+        ]
 
     dense = {'network': 'dense', 'n of l1, l2': '1, 1'}
-    yield dense, list(list_runs(start='unchanged'))
+    yield dense, list_runs(start='unchanged')
     for common_num in CONVERSIONS[args.step - 1 :: args.step]:
         n = '{}, {}'.format(*common_num[:2])
         for start in STARTS:
-            runs = list(list_runs(common_num=common_num, start=start))
+            runs = list_runs(common_num=common_num, start=start)
             if start == 'svd':
-                runs = [make_low_rank(run) for run in runs]
+                runs = list(map(make_low_rank, runs))
             yield {'network': start, 'n of l1, l2': n}, runs
 
 
@@ -68,11 +66,9 @@ def list_hashednets(args):
     for divisor, (reported, *runs) in HASHEDNETS.items():
         budget = Run(SMALL).count_parameters() // divisor
         label = {'budget': f'{budget:,}'}
-        cells = {'network': 'HashedNets', 'trained': str(reported)}
-        yield {**label, **cells}, []
+        yield {**label, 'network': 'HashedNets', 'trained': str(reported)}, []
         for run in [*runs, make_smaller(Run(SMALL), budget)]:
-            run = dataclasses.replace(
-                run,
+            run = run._replace(
                 dense_epochs=args.epoch if run.start else None,
                 epochs=min(30, 4 * args.epoch),
                 learning_rate=2e-3,
@@ -84,8 +80,7 @@ def list_first_layer(args):
     run = Run(SMALL, epochs=args.epoch)
     yield {'order': 'not shared'}, [run]
     for order in ORDERS:
-        shared = dataclasses.replace(run, common_num=(4, 1), order=order)
-        yield {'order': order}, [shared]
+        yield {'order': order}, [run._replace(common_num=(4, 1), order=order)]
 
 
 # For each part: its title, and what lists its rows with their runs of seed 0.

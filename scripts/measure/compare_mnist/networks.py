@@ -1,7 +1,8 @@
 """The networks that are compared, and conversions of trained ones."""
 
-import dataclasses
-from typing import Optional
+from __future__ import annotations
+
+from typing import NamedTuple
 
 import chainer_shared_patch
 import chainer
@@ -12,16 +13,15 @@ import numpy
 CALIBRATION_SIZE = 1000
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """Everything that determines a run's result, apart from the data."""
 
-    sizes: tuple  # of the input and of the layers' outputs
-    common_num: tuple = (1, 1, 1)  # of each layer
-    rank: tuple = (0, 0, 0)  # of each layer, or 0 where there is one weight
+    sizes: tuple[int, ...]  # of the input and of the layers' outputs
+    common_num: tuple[int, ...] = (1, 1, 1)  # of each layer
+    rank: tuple[int, ...] = (0, 0, 0)  # of each layer; 0 has a single weight
     order: str = 'contiguous'  # of the first layer
-    start: Optional[str] = None  # how a trained dense network is converted
-    dense_epochs: Optional[int] = None  # how long that is trained
+    start: str | None = None  # how a trained dense network is converted
+    dense_epochs: int | None = None  # how long that is trained
     dropout: float = 0  # after the hidden layers
     epochs: int = 8
     learning_rate: float = 1e-3  # at first; it falls linearly to zero
@@ -36,26 +36,17 @@ class Run:
             zip(self.sizes, self.sizes[1:], nobias, self.common_num, self.rank)
         )
 
-    def count_parameters(self):
-        total = 0
-        for in_size, out_size, nobias, n, rank in self.layers:
-            shared = out_size * in_size // n
-            total += rank * (in_size + out_size) if rank else shared
-            total += 0 if nobias else out_size
-        return total
-
     @property
     def dense(self):
         """The run of the dense network that this one starts from."""
         return Run(self.sizes, epochs=self.dense_epochs, seed=self.seed)
 
-    @property
-    def is_dense(self):
-        return self == Run(self.sizes, epochs=self.epochs, seed=self.seed)
-
-    @property
-    def key(self):
-        return dataclasses.asdict(self)
+    def count_parameters(self):
+        return sum(
+            (rank * (in_size + out_size) if rank else out_size * in_size // n)
+            + (0 if nobias else out_size)
+            for in_size, out_size, nobias, n, rank in self.layers
+        )
 
     def __str__(self):
         words = ['-'.join(map(str, self.sizes))]
@@ -79,33 +70,33 @@ def make_low_rank(run):
         max(1, in_size * out_size // n // (in_size + out_size)) * (n > 1)
         for in_size, out_size, _, n, _ in run.layers
     ]
-    return dataclasses.replace(run, common_num=(1, 1, 1), rank=tuple(rank))
+    return run._replace(common_num=(1, 1, 1), rank=tuple(rank))
 
 
 def make_smaller(run, budget):
     """Makes the run of the largest dense network within the budget."""
-    for width in range(run.sizes[1], 0, -1):
-        hidden = [size * width // run.sizes[1] for size in run.sizes[1:-1]]
-        smaller = Run(
-            (run.sizes[0], *hidden, run.sizes[-1]), epochs=run.epochs
+    smaller = (
+        Run(
+            (
+                run.sizes[0],
+                *(size * width // run.sizes[1] for size in run.sizes[1:-1]),
+                run.sizes[-1],
+            ),
+            epochs=run.epochs,
         )
-        if smaller.count_parameters() <= budget:
-            return smaller
-    raise ValueError(f'no network has only {budget} parameters')
+        for width in range(run.sizes[1], 0, -1)
+    )
+    return next(run for run in smaller if run.count_parameters() <= budget)
 
 
-def make_order(name, n, seed):
+def make_order(name, seed):
     """Returns an order of the 784 pixels, in the form SharedLinear takes."""
-    if name == 'contiguous':
-        return None
     if name == 'random':
         return numpy.random.RandomState(seed).permutation(784)
-    if name == 'interleaved':
-        return name
-    rows, columns = map(int, name.split('x'))
-    assert rows * columns == n
-    pixels = numpy.arange(784).reshape(28 // rows, rows, 28 // columns, -1)
-    return pixels.transpose(1, 3, 0, 2).ravel()
+    if name == '2x2':
+        pixels = numpy.arange(784).reshape(14, 2, 14, 2)
+        return pixels.transpose(1, 3, 0, 2).ravel()
+    return {'contiguous': None, 'interleaved': 'interleaved'}[name]
 
 
 class Network(chainer.Chain):
@@ -113,15 +104,16 @@ class Network(chainer.Chain):
         super().__init__()
         self.depth = len(run.sizes) - 1
         self.dropout = run.dropout
-        for i, layer in enumerate(run.layers, 1):
-            in_size, out_size, nobias, n, rank = layer
+        for i, (in_size, out_size, nobias, n, rank) in enumerate(
+            run.layers, 1
+        ):
             if rank:
                 link = chainer.Sequential(
                     L.Linear(in_size, rank, nobias=True),
                     L.Linear(rank, out_size, nobias=nobias),
                 )
             elif n > 1:
-                order = None if i > 1 else make_order(run.order, n, run.seed)
+                order = None if i > 1 else make_order(run.order, run.seed)
                 link = chainer_shared_patch.SharedLinear(
                     in_size, out_size, nobias, common_num=n, order=order
                 )
@@ -150,25 +142,18 @@ def factorize(link, rank):
 
 def convert(model, run, images):
     """Shares or factorizes the layers of a trained dense network."""
-    if run.start == 'unchanged':
-        return
     if run.start == 'svd':
         for i, rank in enumerate(run.rank, 1):
-            name = f'l{i}'
             if rank:
-                link = factorize(model[name], rank)
-                delattr(model, name)
-                model.add_link(name, link)
-        return
-    order = 'contiguous' if run.start == 'contiguous' else 'grouped'
-    if run.order != 'contiguous':
-        n = run.common_num[0]
-        order = {'/l1': make_order(run.order, n, run.seed)}
-    calibrated = run.start == 'calibrated'
-    chainer_shared_patch.share(
-        model,
-        {f'/l{i}': n for i, n in enumerate(run.common_num, 1) if n > 1},
-        inputs=images[:CALIBRATION_SIZE] if calibrated else None,
-        order=order,
-        add_bias=calibrated,
-    )
+                link = factorize(model[f'l{i}'], rank)
+                delattr(model, f'l{i}')
+                model.add_link(f'l{i}', link)
+    elif run.start != 'unchanged':
+        calibrated = run.start == 'calibrated'
+        chainer_shared_patch.share(
+            model,
+            {f'/l{i}': n for i, n in enumerate(run.common_num, 1) if n > 1},
+            inputs=images[:CALIBRATION_SIZE] if calibrated else None,
+            order='contiguous' if run.start == 'contiguous' else 'grouped',
+            add_bias=calibrated,
+        )

@@ -1,26 +1,36 @@
-"""Runs: training of networks, each with a results file of its own."""
+"""Runs: trainings of networks, each with a results file of its own."""
 
 from concurrent.futures import ProcessPoolExecutor, as_completed
 import functools
 import hashlib
-import io
 import json
 import multiprocessing
 import os
-import signal
-import sys
-import time
 
 import chainer_shared_patch  # noqa: F401
 import chainer
 import chainer.functions as F
-from machine import count_cores
-from networks import Network, convert
+from datasets import load_dataset
+from measure.compare_mnist.networks import Network, Run, convert
+from measure.machine import count_cores
 import numpy
-from train_mnist import load_dataset
 
 BATCH_SIZE = 100
 THREADS = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
+
+
+@functools.lru_cache(maxsize=1)
+def read_dataset(name):
+    """Returns the training and test data, and a description of them."""
+    *parts, description = load_dataset(name)
+    parts = [chainer.dataset.concat_examples(part[:]) for part in parts]
+    return (*parts, description)
+
+
+def get_path(run, dataset, out):
+    """Returns the path of a run's results, which its settings determine."""
+    text = json.dumps([read_dataset(dataset)[-1], run])
+    return out / 'runs' / f'{hashlib.sha256(text.encode()).hexdigest()}.json'
 
 
 def evaluate(model, images, labels):
@@ -33,92 +43,24 @@ def evaluate(model, images, labels):
     return correct / len(images)
 
 
-class Store:
-    """The directory of results, each in a file named after its key."""
-
-    def __init__(self, directory, fingerprint):
-        self.directory = directory
-        self.fingerprint = fingerprint
-
-    def get_path(self, key, suffix):
-        text = json.dumps([self.fingerprint, key])
-        name = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return self.directory / (name + suffix)
-
-    def write(self, path, content):
-        """Writes a file completely or not at all."""
-        temporary = path.with_suffix(f'.{os.getpid()}')
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def save(self, key, record):
-        content = json.dumps({'key': key, 'record': record}, indent=1)
-        self.write(self.get_path(key, '.json'), content.encode())
-
-    def load(self, key, check):
-        """Returns a record that passes the check, or None."""
-        path = self.get_path(key, '.json')
-        try:
-            record = json.loads(path.read_text())['record']
-            check(record)
-            return record
-        except FileNotFoundError:
-            return None
-        except Exception as error:  # whatever JSON, NumPy and check raise
-            print(f'{path} is damaged and recomputed: {error!r}')
-            return None
-
-    def save_model(self, run, model):
-        content = io.BytesIO()
-        chainer.serializers.save_npz(content, model, compression=False)
-        self.write(self.get_path(run.key, '.npz'), content.getvalue())
-
-    def load_model(self, run):
-        model = Network(run)
-        chainer.serializers.load_npz(self.get_path(run.key, '.npz'), model)
-        return model
-
-    def load_run(self, run):
-        """Returns the record of a run, or None if it must be computed."""
-
-        def check(record):
-            assert record['parameters'] > 0
-            assert len(record['accuracies']) == run.epochs + 1
-            assert all(0 <= each <= 1 for each in record['accuracies'])
-            if run.is_dense:
-                self.load_model(run)
-
-        return self.load(run.key, check)
-
-
-@functools.lru_cache(maxsize=1)
-def read_dataset(name):
-    """Returns the training and test data, and a description of them."""
-    *parts, description = load_dataset(name)
-    parts = [chainer.dataset.concat_examples(part[:]) for part in parts]
-    return (*parts, description)
-
-
 def train(optimizer, images, labels):
     optimizer.update(
         lambda: F.softmax_cross_entropy(optimizer.target(images), labels)
     )
 
 
-def compute(run, store, dataset):
-    """Trains a network and saves the result."""
+def compute(run, dataset, out):
+    """Trains a network and writes the results; returns them."""
     (images, labels), test, _ = read_dataset(dataset)
     numpy.random.seed(run.seed)
     if run.start:
-        model = store.load_model(run.dense)
+        model = Network(run.dense)
+        path = get_path(run.dense, dataset, out).with_suffix('.npz')
+        chainer.serializers.load_npz(path, model)
         convert(model, run, images)
     else:
         model = Network(run)
-    optimizer = chainer.optimizers.Adam(run.learning_rate)
-    optimizer.setup(model)
+    optimizer = chainer.optimizers.Adam(run.learning_rate).setup(model)
     accuracies = [evaluate(model, *test)]
     for epoch in range(run.epochs):
         order = numpy.random.permutation(len(images))
@@ -128,58 +70,44 @@ def compute(run, store, dataset):
             batch = order[i : i + BATCH_SIZE]
             train(optimizer, images[batch], labels[batch])
         accuracies.append(evaluate(model, *test))
-    if run.is_dense:  # other runs start from it
-        store.save_model(run, model)
+    path = get_path(run, dataset, out)
+    if run == Run(run.sizes, epochs=run.epochs, seed=run.seed):
+        # Other runs start from it.
+        chainer.serializers.save_npz(path.with_suffix('.npz'), model)
     parameters = sum(parameter.size for parameter in model.params())
     record = {'parameters': parameters, 'accuracies': accuracies}
-    store.save(run.key, record)
+    # Completely or not at all.
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(json.dumps({**record, 'run': run._asdict()}))
+    os.replace(temporary, path)
     return record
 
 
-def compute_missing(runs, store, dataset):
+def compute_missing(runs, dataset, out):
     """Returns the record of each run, and computes those that are missing."""
-    dense = [run.dense for run in runs if run.start]
-    runs = list(dict.fromkeys(dense + runs))
-    records = {run: store.load_run(run) for run in runs}
-    missing = [run for run in runs if not records[run]]
-    there = len(runs) - len(missing)
-    print(f'{there} of {len(runs)} runs are already done')
-    sys.stdout.flush()
-    begin = time.monotonic()
-    total = left = sum(1 + run.epochs for run in missing)
+    runs = list(dict.fromkeys([run.dense for run in runs if run.start] + runs))
+    records = {}
+    for run in runs:
+        path = get_path(run, dataset, out)
+        if path.exists():
+            records[run] = json.loads(path.read_text())
+    print(f'{len(records)} of {len(runs)} runs are already done', flush=True)
     # Several processes with one thread are faster than one with several.
     os.environ.update(dict.fromkeys(THREADS, '1'))
-    with ProcessPoolExecutor(
-        min(count_cores(), 8),
-        multiprocessing.get_context('spawn'),
-        # Ctrl-C ends them at once, and without a traceback.
-        signal.signal,
-        (signal.SIGINT, signal.SIG_DFL),
-    ) as executor:
-        try:
-            # Runs that start from a dense network wait for all of those.
-            for late in (False, True):
-                futures = {
-                    executor.submit(compute, run, store, dataset): run
-                    for run in missing
-                    if bool(run.start) == late
-                }
-                for future in as_completed(futures):
-                    run = futures[future]
-                    records[run] = future.result()
-                    left -= 1 + run.epochs
-                    seconds = time.monotonic() - begin
-                    text = '{} runs, {:.0f} min left; {}, seed {}: {:.2%}'
-                    text = text.format(
-                        sum(not record for record in records.values()),
-                        seconds * left / (total - left) / 60,
-                        run,
-                        run.seed,
-                        records[run]['accuracies'][-1],
-                    )
-                    print(text, flush=True)
-        except BaseException:
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
+    context = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(min(count_cores(), 8), context) as executor:
+        # Runs that start from a dense network wait for all of those.
+        for late in (False, True):
+            futures = {
+                executor.submit(compute, run, dataset, out): run
+                for run in runs
+                if run not in records and bool(run.start) == late
+            }
+            for future in as_completed(futures):
+                run = futures[future]
+                records[run] = future.result()
+                accuracy = records[run]['accuracies'][-1]
+                left = len(runs) - len(records)
+                text = f'{run}, seed {run.seed}: {accuracy:.2%}'
+                print(f'{left} runs left; {text}', flush=True)
     return records
