@@ -15,15 +15,13 @@ ChainerMN need mpi4py and two processes:
     $ mpiexec -n 2 python scripts/upstream/chainer_tests.py chainer \\
           tests/chainermn_tests
 
-Sums up failures and skips by cause, and exits with status 1 if a test fails
-that chainer_test_failures.csv does not list, or fails more often than listed
-there.
+Prints each failure that chainer_test_failures.csv does not list, or that is
+more frequent than listed there, and then exits with status 1.
 """
 
 import argparse
 import collections
 import csv
-import faulthandler
 import io
 import os
 from pathlib import Path
@@ -33,10 +31,8 @@ import sys
 
 import chainer_shared_patch
 import chainer
-import google.protobuf
 import numpy
 import pytest
-import scipy
 
 LIST = Path(__file__).with_name('chainer_test_failures.csv')
 MARKERS = (
@@ -55,74 +51,19 @@ def generalize(nodeid):
     return '::'.join([path, *names])
 
 
-def shorten(message):
-    """Returns the line of a message that says what went wrong."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    # chainer.testing wraps the message of a test with parameters.
-    for number, line in enumerate(lines):
-        if line.endswith('Parameterized test failed.'):
-            error = line.split(':')[0]
-            for later in lines[number:]:
-                if later.startswith(error + ': ') and later != line:
-                    return later
-    return lines[0] if lines else ''
-
-
-def skip_reason(report):
-    """Returns why a test was skipped, or was expected to fail."""
-    if isinstance(report.longrepr, tuple):
-        return report.longrepr[2]
-    return 'expected to fail ' + getattr(report, 'wasxfail', '')
-
-
 class Recorder:
-    """A pytest plugin that records the outcome of each test and its cause.
+    """A pytest plugin that records the outcome of each test."""
 
-    A test that takes longer than ``time_limit`` seconds ends the process with
-    a traceback: if one of several processes fails in the middle of a test, the
-    others keep waiting for it.
-    """
-
-    def __init__(self, rank, time_limit):
-        self.rank = rank
-        self.time_limit = time_limit
+    def __init__(self):
         self.outcomes = {}
-        # A copy that pytest does not capture.
-        self.stderr = os.dup(2)
-
-    def pytest_runtest_logstart(self, nodeid):
-        faulthandler.dump_traceback_later(
-            self.time_limit, exit=True, file=self.stderr
-        )
-
-    def pytest_runtest_logfinish(self, nodeid):
-        faulthandler.cancel_dump_traceback_later()
 
     def pytest_runtest_logreport(self, report):
-        if report.failed:
-            self.add_failure(report)
-        elif report.skipped:
-            self.outcomes[report.nodeid] = 'skipped', skip_reason(report)
-        elif report.when == 'call':
-            self.outcomes[report.nodeid] = 'passed', ''
+        if report.outcome != 'passed' or report.when == 'call':
+            self.outcomes[report.nodeid] = report.outcome
 
     def pytest_collectreport(self, report):
         if report.failed:
-            self.add_failure(report)
-
-    def add_failure(self, report):
-        crash = getattr(report.longrepr, 'reprcrash', None)
-        text = str(report.longrepr)
-        message = crash.message if crash else text.splitlines()[-1]
-        short = shorten(message)
-        if 'Parameterized test failed' in short:
-            short = shorten(message + '\n' + text)
-        cause = re.sub(r'0x[0-9a-f]+', '0x...', short)[:160]
-        self.outcomes[report.nodeid] = 'failed', cause
-        if self.rank is not None:
-            # Other processes may now wait until their time limit ends.
-            line = f'\nrank {self.rank}: {report.nodeid}: {cause}\n'
-            os.write(self.stderr, line.encode())
+            self.outcomes[report.nodeid] = 'failed'
 
 
 def merge(outcomes):
@@ -134,9 +75,9 @@ def merge(outcomes):
     merged = {}
     for outcome in ('skipped', 'passed', 'failed'):
         for of_one_process in outcomes:
-            for nodeid, (actual, cause) in of_one_process.items():
+            for nodeid, actual in of_one_process.items():
                 if actual == outcome:
-                    merged[nodeid] = outcome, cause
+                    merged[nodeid] = outcome
     return merged
 
 
@@ -152,16 +93,21 @@ def run_pytest(checkout, pytest_args, plugin, slow=False):
     os.chdir(checkout)
     # Without Chainer's setup.cfg, whose filters turn the warnings of today's
     # Python into failures.
-    return pytest.main(
+    status = pytest.main(
         [
             *('-c', os.devnull, '--rootdir', '.'),
             *('-m', MARKERS.format('' if slow else 'not ')),
-            *('-q', '--tb=short', '--no-summary', '-p', 'no:cacheprovider'),
+            *('-q', '--tb=line', '-rN', '--disable-warnings'),
+            *('-p', 'no:cacheprovider'),
+            # Says where it hangs: while one process waits for another's end.
+            *('-o', 'faulthandler_timeout=600'),
             '--continue-on-collection-errors',
             *(pytest_args or ['tests/chainer_tests']),
         ],
         plugins=[plugin],
     )
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        sys.exit(f'pytest did not finish: {status!r}')
 
 
 def main():
@@ -177,85 +123,45 @@ def main():
         '--slow', action='store_true', help='run only the tests marked slow'
     )
     parser.add_argument(
-        '--time-limit',
-        type=float,
-        default=600,
-        help='seconds that a test may take before the run ends (default: 600)',
-    )
-    parser.add_argument(
         'pytest_args',
         nargs=argparse.REMAINDER,
         help='paths in the clone, and options of pytest (default: '
         'tests/chainer_tests)',
     )
     args = parser.parse_args()
-    tests = args.checkout / 'tests' / 'chainer_tests'
-    if not tests.is_dir():
-        parser.error(f'there is no {tests}')
-    comm = None
-    if any('chainermn_tests' in arg for arg in args.pytest_args):
-        from mpi4py.MPI import COMM_WORLD as comm
-
     chainer_shared_patch.install()
     chainer.global_config.common_num = args.common_num
     os.environ['CHAINER_COMMON_NUM'] = str(args.common_num)
-    listed = read_list()
+    recorder = Recorder()
+    outcomes = [recorder.outcomes]
+    comm = None
+    if any('chainermn_tests' in arg for arg in args.pytest_args):
+        from mpi4py.MPI import COMM_WORLD as comm
     if comm is not None and comm.rank > 0:
         sys.stdout = io.StringIO()
-    recorder = Recorder(comm and comm.rank, args.time_limit)
-    status = run_pytest(
-        args.checkout, args.pytest_args, recorder, slow=args.slow
-    )
-    results = [(status, recorder.outcomes)]
+    run_pytest(args.checkout, args.pytest_args, recorder, args.slow)
     if comm is not None:
-        results = comm.gather(results[0])
+        outcomes = comm.gather(recorder.outcomes)
         if comm.rank > 0:
             return
 
-    statuses, outcomes = zip(*results)
     outcomes = merge(outcomes)
-    counts = collections.Counter(outcome for outcome, _ in outcomes.values())
-    print('\nSkipped')
-    skips = collections.Counter(
-        cause for outcome, cause in outcomes.values() if outcome == 'skipped'
-    )
-    for reason, number in skips.most_common():
-        print('  {:6} {}'.format(number, ' '.join(reason.split())[:100]))
-
-    failures = [
-        (generalize(nodeid), cause)
-        for nodeid, (outcome, cause) in outcomes.items()
+    counts = collections.Counter(outcomes.values())
+    failures = collections.Counter(
+        generalize(nodeid)
+        for nodeid, outcome in outcomes.items()
         if outcome == 'failed'
-    ]
-    causes = collections.defaultdict(collections.Counter)
-    for test, cause in failures:
-        causes[cause][test] += 1
-    for cause, tests in sorted(causes.items()):
-        print(f'\n{cause}')
-        for test, number in sorted(tests.items()):
-            mark = 'listed' if test in listed else 'NOT LISTED'
-            print(f'  {number:6} {test} ({mark})')
-    totals = collections.Counter(test for test, _ in failures)
-    unlisted = sum(
-        max(0, number - listed.get(test, 0)) for test, number in totals.items()
     )
+    unlisted = failures - collections.Counter(read_list())
+    for test, number in sorted(unlisted.items()):
+        print(f'{number:6} not listed: {test}')
     print(
-        f'\nPython {platform.python_version()}, NumPy {numpy.__version__}, '
-        f'SciPy {scipy.__version__}, protobuf {google.protobuf.__version__}, '
-        f'Chainer {chainer.__version__}, '
-        f'common_num {args.common_num}, processes {len(statuses)}'
+        f'Python {platform.python_version()}, NumPy {numpy.__version__}, '
+        f'Chainer {chainer.__version__}, common_num {args.common_num}: '
+        f'{counts["passed"]} passed, {counts["failed"]} failed '
+        f'({sum(unlisted.values())} of them not listed), '
+        f'{counts["skipped"]} skipped'
     )
-    print(
-        '{} passed, {} failed ({} of them not listed), {} skipped'.format(
-            counts['passed'],
-            counts['failed'],
-            unlisted,
-            counts['skipped'],
-        )
-    )
-    for status in statuses:
-        if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-            sys.exit(f'pytest did not finish: {status!r}')
     sys.exit(1 if unlisted else 0)
 
 

@@ -1,4 +1,5 @@
-import importlib
+"""Whether two stacks compute the same: the recording and comparison."""
+
 import json
 import os
 from pathlib import Path
@@ -7,8 +8,9 @@ import sys
 
 import numpy
 import pytest
+import same_results
 
-SCRIPTS = Path(__file__).parents[2] / 'scripts'
+SCRIPT = Path(__file__).parents[2] / 'scripts/upstream/same_results.py'
 TESTS = """
 import os
 import chainer
@@ -33,59 +35,26 @@ def test_optimizer():
 """
 
 
-@pytest.fixture(scope='module')
-def same_results():
-    sys.path.insert(0, str(SCRIPTS / 'upstream'))
-    try:
-        yield importlib.import_module('same_results')
-    finally:
-        sys.path.remove(str(SCRIPTS / 'upstream'))
-
-
-@pytest.fixture(scope='module')
-def recorded(tmp_path_factory):
-    """Records three runs, the last of which computes something else."""
-    directory = tmp_path_factory.mktemp('stacks')
-    tests = directory / 'chainer' / 'tests' / 'chainer_tests'
-    tests.mkdir(parents=True)
-    (tests / 'test_some.py').write_text(TESTS)
-    for name, factor in (('a', 1), ('b', 1), ('c', 1.001)):
-        run('record', 'chainer', name, cwd=directory, FACTOR=str(factor))
-    return directory
-
-
-def run(*args, cwd, returncode=0, **environment):
+def run(*args, **kwargs):
     result = subprocess.run(
-        [sys.executable, SCRIPTS / 'upstream/same_results.py', *args],
-        cwd=cwd,
-        env={
-            **os.environ,
-            'PYTHONPATH': str(SCRIPTS.parent),
-            **environment,
-        },
+        [sys.executable, SCRIPT, *args],
         capture_output=True,
         text=True,
-        timeout=120,
+        **kwargs,
     )
-    assert result.returncode == returncode, result.stdout + result.stderr
-    return result.stdout
+    return result.returncode, result.stdout
 
 
-def test_the_same_stack_computes_the_same(recorded):
-    output = run('compare', 'a', 'b', cwd=recorded)
-    assert ', 0 with other inputs' in output
-    assert 'differ' not in output
-
-
-def test_difference(recorded):
-    output = run('compare', 'a', 'c', cwd=recorded, returncode=1)
-    for call in ('MulConstant, forward', 'MulConstant, backward'):
-        assert f'{call}\n    tests/chainer_tests/test_some.py' in output
-    assert 'Exp, forward' not in output
-
-
-def test_everything_is_recorded(recorded, same_results):
-    calls = same_results.read(recorded / 'a')
+def test_stacks(tmp_path):
+    tests = tmp_path / 'chainer' / 'tests' / 'chainer_tests'
+    tests.mkdir(parents=True)
+    (tests / 'test_some.py').write_text(TESTS)
+    # The last one computes something else.
+    for name, factor in (('a', '1'), ('b', '1'), ('c', '1.001')):
+        environment = {**os.environ, 'FACTOR': factor}
+        args = 'record', tests.parents[1], tmp_path / name
+        status, output = run(*args, env=environment)
+        assert status == 0, output
     assert {
         'Exp, forward',
         'Exp, backward',
@@ -93,70 +62,60 @@ def test_everything_is_recorded(recorded, same_results):
         'LinearFunction, backward',
         'AdamRule',
         'LeCunNormal',
-    } <= {what for _, what in calls}
-    dtypes = {
-        inputs[0][0]
-        for (_, what), found in calls.items()
-        for inputs, _ in found
-        if what == 'Exp, backward'
-    }
-    assert dtypes == {'<f4', '<f8'}
+    } <= {what for _, what in same_results.read(tmp_path / 'a')}
+    status, output = run('compare', tmp_path / 'a', tmp_path / 'b')
+    assert status == 0 and 'differ' not in output
+    assert ', 0 with other inputs' in output
+    status, output = run('compare', tmp_path / 'a', tmp_path / 'c')
+    assert status == 1
+    for call in ('MulConstant, forward', 'MulConstant, backward'):
+        assert f'{call}, tests/chainer_tests/test_some.py' in output
+    assert 'Exp, forward' not in output
 
 
-def differ(module, old, new, inputs=()):
+def differ(old, new, inputs=()):
     # As they are read from a file.
     inputs, old, new = (
-        json.loads(json.dumps([module.digest(x) for x in arrays]))
+        json.loads(json.dumps([same_results.digest(x) for x in arrays]))
         for arrays in (inputs, [old], [new])
     )
-    return module.find_difference(inputs, old, new)
+    return same_results.find_difference(inputs, old, new)
 
 
-class TestFindDifference:
-    x = numpy.linspace(1, 2, 7)
-
-    @pytest.mark.parametrize('dtype', 'efd')
-    def test_value(self, same_results, dtype):
-        x = self.x.astype(dtype)
-        eps = numpy.finfo(dtype).eps
-        assert differ(same_results, x, x * (1 + eps)) is None
-        changed = x.copy()
-        changed[3] += x.dtype.type(x.size * 64 * eps)
-        assert differ(same_results, x, changed).startswith('value: ')
-
-    def test_sum_that_cancels(self, same_results):
-        x = numpy.array([1, -1], 'f')
-        zero = numpy.zeros(1, 'f')
-        rounded = zero + 2**-23
-        assert differ(same_results, zero, rounded, [x]) is None
-        assert 'value' in differ(same_results, zero, rounded, [x * 2**-9])
-
-    def test_integers_are_exact(self, same_results):
-        x = numpy.arange(7)
-        assert differ(same_results, x, x) is None
-        assert 'value' in differ(same_results, x, x[::-1].copy())
-
-    @pytest.mark.parametrize(
-        'changed, expected',
-        [
-            (x.astype('f'), "data type: ['<f8'] and ['<f4']"),
-            (x.reshape(7, 1), 'shape: [[7]] and [[7, 1]]'),
-            (
-                x * [1, 1, numpy.nan, 1, 1, 1, 1],
-                'NaN or infinity: [0] and [1]',
-            ),
-        ],
-    )
-    def test_kind(self, same_results, changed, expected):
-        assert differ(same_results, self.x, changed) == expected
-
-    def test_empty(self, same_results):
-        empty = numpy.empty((0, 3))
-        assert differ(same_results, empty, empty) is None
+X = numpy.linspace(1, 2, 7)
 
 
-def test_identify(same_results):
-    nodeid = 'tests/test_a.py::TestB_param_1_{c=array([1.])}::test_d'
-    assert same_results.identify(nodeid) == (
-        'tests/test_a.py::TestB_param_1_::test_d'
-    )
+@pytest.mark.parametrize('dtype', 'efd')
+def test_values_may_differ_by_rounding(dtype):
+    x = X.astype(dtype)
+    eps = numpy.finfo(dtype).eps
+    assert differ(x, x * (1 + eps)) is None
+    changed = x.copy()
+    changed[3] += x.dtype.type(x.size * 64 * eps)
+    assert differ(x, changed).startswith('value: ')
+
+
+def test_sum_that_cancels():
+    x = numpy.array([1, -1], 'f')
+    zero = numpy.zeros(1, 'f')
+    rounded = zero + 2**-23
+    assert differ(zero, rounded, [x]) is None
+    assert 'value' in differ(zero, rounded, [x * 2**-9])
+
+
+def test_integers_are_exact():
+    x = numpy.arange(7)
+    assert differ(x, x) is None
+    assert 'value' in differ(x, x[::-1].copy())
+
+
+@pytest.mark.parametrize(
+    'changed, expected',
+    [
+        (X.astype('f'), "data type: ['<f8'] and ['<f4']"),
+        (X.reshape(7, 1), 'shape: [[7]] and [[7, 1]]'),
+        (X * [1, 1, numpy.nan, 1, 1, 1, 1], 'NaN or infinity: [0] and [1]'),
+    ],
+)
+def test_kinds_of_differences(changed, expected):
+    assert differ(X, changed) == expected
