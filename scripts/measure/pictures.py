@@ -5,7 +5,6 @@ against parameters; its figures are those of the tables in docs/comparison.md,
 which "make compare" measured.
 """
 
-import argparse
 from pathlib import Path
 import re
 
@@ -162,26 +161,15 @@ def draw_sharing():
 
 def describe_points():
     """Returns the figures of accuracy.svg, in words."""
-    return '; '.join(
-        '{}: {}'.format(
-            KINDS[kind][0],
-            ', '.join('{:,} {:.2f} ± {:.2f}'.format(*each) for each in points),
-        )
-        for kind, points in read_points().items()
-    )
+    words = []
+    for kind, points in read_points().items():
+        figures = [f'{n:,} {mean:.2f} ± {std:.2f}' for n, mean, std in points]
+        words.append(f'{KINDS[kind][0]}: {", ".join(figures)}')
+    return '; '.join(words)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        '--out',
-        '-o',
-        type=Path,
-        default=DOCS / 'images',
-        help='directory of the pictures (default: docs/images)',
-    )
-    out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
+def draw(out):
+    """Writes both pictures to a directory."""
     for name, figure, description in (
         ('sharing.svg', draw_sharing(), 'What a shared layer computes'),
         ('accuracy.svg', draw_accuracy(), describe_points()),
@@ -193,8 +181,7 @@ def main():
                 transparent=True,
                 metadata={'Date': None, 'Description': description},
             )
-        print(out / name)
 
 
 if __name__ == '__main__':
-    main()
+    draw(DOCS / 'images')

@@ -9,7 +9,6 @@ The arrays hold small integers, whose sums are never rounded, so on any machine
 each result is exactly that of the wide weight.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -87,9 +86,7 @@ def check_command():
     subprocess.run(command, check=True)
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.parse_args(argv)
+def main():
     check_patch()
     check_shared_linear()
     check_conversion()

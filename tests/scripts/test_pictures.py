@@ -1,27 +1,12 @@
 """The pictures of the README."""
 
-from pathlib import Path
 import re
-import subprocess
-import sys
 
+from measure import pictures
 import pytest
 
-ROOT = Path(__file__).parents[2]
-IMAGES = ROOT / 'docs' / 'images'
+IMAGES = pictures.DOCS / 'images'
 NAMES = ('accuracy.svg', 'sharing.svg')
-
-
-@pytest.fixture(scope='module')
-def drawn(tmp_path_factory):
-    out = tmp_path_factory.mktemp('images')
-    script = ROOT / 'scripts/measure/pictures.py'
-    subprocess.run(
-        [sys.executable, str(script), '--out', str(out)],
-        check=True,
-        timeout=300,
-    )
-    return out
 
 
 def read(path):
@@ -32,18 +17,18 @@ def describe(path):
     return re.search('<dc:description>(.*?)</dc:description>', read(path))[1]
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_the_committed_pictures_are_what_is_drawn(drawn, name):
-    # The rest of a picture depends on matplotlib's version.
-    assert describe(IMAGES / name) == describe(drawn / name)
+def test_the_committed_pictures_are_what_is_drawn(tmp_path):
+    pictures.draw(tmp_path)
+    for name in NAMES:
+        # The rest of a picture depends on matplotlib's version.
+        assert describe(IMAGES / name) == describe(tmp_path / name)
 
 
 def test_accuracy_shows_what_was_measured():
     description = describe(IMAGES / 'accuracy.svg')
-    page = read(ROOT / 'docs' / 'comparison.md')
     rows = [
         {cell.strip() for cell in line.split('|')}
-        for line in page.splitlines()
+        for line in read(pictures.DOCS / 'comparison.md').splitlines()
     ]
     points = re.findall(r'([\d,]+) (\d\d\.\d\d ± \d\.\d\d)', description)
     assert len(points) > 20
