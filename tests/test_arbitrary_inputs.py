@@ -57,7 +57,7 @@ def integers(seed, shape, dtype='f'):
 
 def shared(x, W, b, n):
     """Returns the output of a shared layer by its definition, in float64."""
-    y = x.astype('d') @ numpy.tile(W.astype('d').T, (n, 1))
+    y = x.astype('d') @ numpy.tile(W.astype('d').T, (int(n), 1))
     return y if b is None else y + b
 
 
