@@ -7,7 +7,6 @@
 
 VENV := .venv
 EPOCHS ?= 20
-SECONDS ?= 60
 DATASET ?= auto
 RANKS ?= 2
 ARGS ?=
@@ -34,7 +33,7 @@ export PIP_BUILD_CONSTRAINT := \
     $(strip $(PIP_BUILD_CONSTRAINT) build-constraints.txt)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train train-distributed test fuzz benchmark compare test-gpu wheels \
+.PHONY: help train train-distributed test benchmark compare test-gpu wheels \
     docs test-kernels test-all mutation lint format audit dist smoke clean
 
 help:
@@ -42,11 +41,10 @@ help:
 	@echo 'make train-distributed'
 	@echo '                  train it on RANKS=2 processes'
 	@echo 'make test         run the tests'
-	@echo 'make fuzz         try arbitrary inputs, for SECONDS=60 per target and engine'
 	@echo 'make benchmark    compare the speed with the alternatives (a quarter of an hour)'
 	@echo 'make compare      compare accuracy and size with the alternatives (an hour)'
 	@echo 'make test-gpu     run the tests that need CuPy and a GPU'
-	@echo 'make wheels       collect the wheels that scripts/check_gpu.sh needs'
+	@echo 'make wheels       collect the wheels that scripts/verify/gpu.sh needs'
 	@echo 'make test-kernels run the arithmetic tests with each BLAS kernel'
 	@echo 'make test-all     run all tests with several versions of Python and NumPy'
 	@echo 'make mutation     look for changes to the code that no test notices (hours)'
@@ -74,16 +72,13 @@ train-distributed: $(VENV)/installed-plot,mpi
 test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
-fuzz: $(VENV)/installed-fuzz
-	$(VENV)/bin/python scripts/fuzz --seconds $(SECONDS) \
-	    --out="$${OUT:-result-fuzz}" $(ARGS)
+benchmark: $(VENV)/installed-plot,onnx
+	PYTHONPATH=scripts $(VENV)/bin/python -m measure.benchmark \
+	    --dataset="$$DATASET" --out="$${OUT:-result-benchmark}" $(ARGS)
 
-benchmark: $(VENV)/installed-benchmark,onnx
-	$(VENV)/bin/python scripts/benchmark --dataset="$$DATASET" \
-	    --out="$${OUT:-result-benchmark}" $(ARGS)
-
-compare: $(VENV)/installed-benchmark,onnx
-	$(VENV)/bin/python scripts/compare_mnist --dataset="$$DATASET" $(ARGS)
+compare: $(VENV)/installed-plot,onnx
+	PYTHONPATH=scripts $(VENV)/bin/python -m measure.compare_mnist \
+	    --dataset="$$DATASET" --out="$${OUT:-result-compare}" $(ARGS)
 
 test-gpu: $(VENV)/installed-test,$(CUDA)
 	$(VENV)/bin/python -m pytest -rs tests/gpu $(ARGS)
@@ -97,7 +92,7 @@ wheels: $(VENV)/bin/python
 # the kinds that this processor can run, judging by its instructions.
 has = $(shell grep -sow -m 1 $(1) /proc/cpuinfo)
 KERNELS = Nehalem $(if $(call has,avx),Sandybridge) \
-    $(if $(call has,avx2),Haswell Zen) $(if $(call has,avx512f),SkylakeX)
+    $(if $(call has,avx2),Haswell) $(if $(call has,avx512f),SkylakeX)
 
 test-kernels: $(VENV)/installed-test
 	for kernel in $(KERNELS); do \
@@ -135,12 +130,23 @@ docs: $(VENV)/installed-docs
 	$(VENV)/bin/sphinx-build -qEnW --keep-going docs build/docs
 	@echo 'The site is build/docs/index.html'
 
-# Of what "pip install" installs, and EXTRAS=[onnx,plot] of that too.
+# Of what "pip install" installs, and EXTRAS=[onnx,plot] of that too. These
+# licences let programs of any licence use a package.
+LICENSES = MIT;MIT License;BSD License;BSD-3-Clause;3-Clause BSD License;$\
+    BSD-3-Clause AND 0BSD AND MIT AND Zlib AND CC0-1.0;MIT-CMU;PSF-2.0;$\
+    Apache Software License;Apache-2.0;Apache-2.0 OR BSD-2-Clause;$\
+    Mozilla Public License 2.0 (MPL 2.0);Python Software Foundation License
+audit: AUDITED := .audit/bin/python
 audit: $(VENV)/installed-audit
 	$(VENV)/bin/python -m venv --clear --without-pip .audit
-	$(VENV)/bin/python -m pip --python .audit/bin/python install --quiet \
+	$(VENV)/bin/python -m pip --python $(AUDITED) install --quiet \
 	    --use-pep517 '.$(EXTRAS)'
-	$(VENV)/bin/python scripts/audit.py .audit/bin/python
+	$(VENV)/bin/cyclonedx-py environment --output-reproducible \
+	    --pyproject pyproject.toml --output-file sbom.json $(AUDITED)
+	$(VENV)/bin/pip-licenses --with-system --python $(AUDITED) \
+	    --allow-only '$(LICENSES)'
+	$(VENV)/bin/pip-audit --vulnerability-service osv \
+	    --path .audit/lib/python*/site-packages
 
 # The same bytes for the same commit, Python and setuptools.
 dist: export SOURCE_DATE_EPOCH ?= \
@@ -152,7 +158,7 @@ dist: $(VENV)/installed-dev
 smoke: dist
 	$(VENV)/bin/python -m venv --clear .smoke
 	.smoke/bin/python -m pip install --quiet dist/*.whl
-	.smoke/bin/python scripts/smoke_test.py
+	.smoke/bin/python scripts/verify/smoke.py
 
 clean:
 	rm -rf $(VENV) .audit .smoke build dist wheels sbom.json *.egg-info .mypy_cache .pytest_cache .ruff_cache \

@@ -1,88 +1,60 @@
-from pathlib import Path
-import subprocess
+"""The long run of shared layers, shortened."""
+
 import sys
 
+import chainer_shared_patch
+from chainer_shared_patch import blocks
+import numpy
 import pytest
-
-SCRIPTS = Path(__file__).parents[2] / 'scripts'
-
-
-def soak(plant=''):
-    """Runs the script on a tenth of its steps, with something planted."""
-    code = f'import os, soak\nsoak.SAMPLES = 8\n{plant}\nsoak.main()'
-    return subprocess.run(
-        [sys.executable, '-c', code, '--steps', '400'],
-        cwd=str(SCRIPTS),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+from verify import soak
 
 
-def test_short_soak():
-    result = soak()
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
-    assert [line.split()[0] for line in lines[1:-1]] == [
-        str(step) for step in range(0, 401, 50)
-    ]
+def test_short_run(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['soak.py', '--steps', '200'])
+    monkeypatch.setattr(soak, 'SAMPLES', 4)
+    monkeypatch.setattr(soak, 'WARM_UP', 2)
+    # The tests' own objects may come and go; memory is the process's.
+    monkeypatch.setattr(soak, 'find_growth', lambda samples: None)
+    soak.main()
+    lines = capsys.readouterr().out.splitlines()
+    steps = [line.split()[0] for line in lines[1:-1]]
+    assert steps == ['0', '50', '100', '150', '200']
     assert lines[-1] == 'every result is right, and nothing grows'
 
 
-IN_EVERY_CYCLE = """
-def plant(*args, convert=soak.convert, kept=[], memory=bytearray()):
-    {}
-    convert(*args)
-soak.convert = plant
-"""
-WRONG_SUM = """
-from chainer_shared_patch import blocks
-def plant(x, n, *args, sum_blocks=blocks.sum_blocks):
-    return sum_blocks(x, n, *args) + (n == 7)
-blocks.sum_blocks = plant
-"""
-WRONG_SHARE = """
-from chainer_shared_patch import convert
-def plant(*args, average_columns=convert.average_columns):
-    mean, error = average_columns(*args)
-    return mean + 1, error
-convert.average_columns = plant
-"""
+def test_wrong_sums_are_found(monkeypatch):
+    sum_blocks = blocks.sum_blocks
+    monkeypatch.setattr(
+        blocks, 'sum_blocks', lambda x, n, *args: sum_blocks(x, n, *args) + 1
+    )
+    with pytest.raises(soak.Wrong, match='blocks, .* is wrong'):
+        soak.run_steps(0)
 
 
 @pytest.mark.parametrize(
-    ('plant', 'words'),
+    ('module', 'name', 'words'),
     [
-        (IN_EVERY_CYCLE.format('kept.append([])'), '8 more objects: 8 list'),
-        # An array is none of the objects that the garbage collector knows.
-        (
-            IN_EVERY_CYCLE.format('kept.append(soak.numpy.ones(1))'),
-            '8 more objects: 8 ndarray',
-        ),
-        (IN_EVERY_CYCLE.format('os.dup(1)'), '8 more open files'),
-        (
-            IN_EVERY_CYCLE.format('memory.extend(bytes(2**20))'),
-            'KiB more memory',
-        ),
-        (WRONG_SUM, 'blocks, sum is wrong'),
-        (WRONG_SHARE, 'the shared model is wrong'),
-        (
-            'soak.chainer_shared_patch.uninstall = lambda: None',
-            'a narrow weight is accepted without the patch',
-        ),
-        (
-            'soak.chainer_shared_patch.expand = lambda model: None',
-            'the wide weights is wrong',
-        ),
-        (
-            'soak.chainer.serializers.load_npz = lambda *args: None',
-            'the loaded model is wrong',
-        ),
+        (chainer_shared_patch, 'expand', 'the wide weights is wrong'),
+        (soak.chainer.serializers, 'load_npz', 'the loaded model is wrong'),
     ],
 )
-def test_what_is_planted_is_found(plant, words):
-    result = soak(plant)
-    assert result.returncode == 1, result.stdout
-    last = result.stderr.splitlines()[-1]
-    assert last.startswith('soak.py: error: ')
-    assert words in last
+def test_what_does_nothing_is_found(
+    module, name, words, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(module, name, lambda *args: None)
+    with pytest.raises(soak.Wrong, match=words):
+        soak.convert(numpy.random.RandomState(0), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('last', 'growth'),
+    [
+        ((9, 5, 7000), None),
+        ((10, 5, 7000), '1 more objects'),
+        ((9, 6, 7000), '1 more open files'),
+        ((9, 5, 9000), '2,000 KiB more memory in half of the run'),
+    ],
+)
+def test_growth(last, growth):
+    samples = [(9, 5, 7000)] * 4 + [last] * 3
+    assert soak.find_growth(samples) == growth

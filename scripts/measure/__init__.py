@@ -1,0 +1,1 @@
+"""What maintainers measure: speed, accuracy, size and traffic."""

@@ -1,0 +1,187 @@
+"""Draws the pictures of the README.
+
+sharing.svg shows what a shared layer computes. accuracy.svg shows accuracy
+against parameters; its figures are those of the tables in docs/comparison.md,
+which "make compare" measured.
+"""
+
+from pathlib import Path
+import re
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+DOCS = Path(__file__).resolve().parents[2] / 'docs'
+
+# They stand out from a white page and from a black one.
+BLOCKS = '#3b7dc4', '#2f8f5b', '#b0611c'
+SUM, WEIGHT, OUTPUT = '#7d6bb5', '#b5476b', '#6b7280'
+TEXT = '#808080'
+
+KINDS = {
+    'shared': ('shared', BLOCKS[0], 'o'),
+    'svd': ('truncated SVD', BLOCKS[2], 's'),
+    'smaller': ('smaller network', BLOCKS[1], '^'),
+    'dense': ('ordinary network', WEIGHT, 'D'),
+}
+
+
+def read_table(heading):
+    """Returns the rows below a heading of docs/comparison.md, as dicts."""
+    page = (DOCS / 'comparison.md').read_text(encoding='utf-8')
+    _, section = page.split(f'\n## {heading}\n')
+    lines = re.search(r'(?:^\|.*\n)+', section, re.MULTILINE).group()
+    header, _, *rows = (
+        [cell.strip() for cell in line.strip('|').split('|')]
+        for line in lines.splitlines()
+    )
+    return [dict(zip(header, row)) for row in rows]
+
+
+def read_points():
+    """Returns (parameters, accuracy, standard deviation) of each kind.
+
+    Within a budget of parameters, it is the best network of a kind.
+    """
+    points = {kind: [] for kind in KINDS}
+    best = {}
+
+    def read(row, column):
+        parameters = int(row['parameters'].replace(',', ''))
+        return (parameters, *map(float, row[column].split(' ± ')))
+
+    for row in read_table('Trained from scratch'):
+        if row['network'] == 'smaller':
+            points['smaller'].append(read(row, 'trained'))
+    for row in read_table('A trained dense network, converted'):
+        kind = {'calibrated': 'shared'}.get(row['network'], row['network'])
+        if kind in points:
+            column = 'at once' if kind == 'dense' else 'epoch 3 at 0.001'
+            points[kind].append(read(row, column))
+    for row in read_table('The budgets of HashedNets'):
+        if row['parameters']:
+            name, column = row['network'], 'epoch 30 at 0.002'
+            if '(calibrated)' in name:
+                kind = 'shared'
+            elif '(svd)' in name:
+                kind = 'svd'
+            else:
+                kind, column = 'smaller', 'trained'
+            point = read(row, column)
+            key = row['budget'], kind
+            best[key] = max(best.get(key, point), point, key=lambda p: p[1])
+    for (_, kind), point in best.items():
+        points[kind].append(point)
+    return {kind: sorted(points[kind]) for kind in KINDS}
+
+
+def draw_accuracy():
+    """Returns a figure of accuracy against parameters."""
+    figure = Figure(figsize=(7.5, 3.6), layout='constrained')
+    axes = figure.subplots()
+    for kind, points in read_points().items():
+        label, color, marker = KINDS[kind]
+        parameters, accuracy, spread = zip(*points)
+        axes.errorbar(
+            parameters,
+            accuracy,
+            spread,
+            color=color,
+            marker=marker,
+            capsize=3,
+            label=label,
+        )
+    axes.set(xscale='log', ylim=(94.8, 98.9))
+    axes.set_xticks([10_000, 30_000, 100_000, 300_000, 1_000_000])
+    axes.xaxis.set_major_formatter('{x:,.0f}')
+    axes.set_xlabel('parameters', color=TEXT)
+    axes.set_ylabel('test accuracy on MNIST [%]', color=TEXT)
+    axes.tick_params(which='both', color=TEXT, labelcolor=TEXT)
+    axes.grid(color=TEXT, alpha=0.3)
+    axes.spines[:].set_color(TEXT)
+    axes.legend(loc='lower right', labelcolor=TEXT, framealpha=0)
+    return figure
+
+
+def draw_sharing():
+    """Returns a figure of both ways to compute a shared layer."""
+    figure = Figure(figsize=(9, 4.7))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, 90), ylim=(0, 47))
+    axes.axis('off')
+
+    def box(x, y, width, height, color, text=''):
+        axes.add_patch(
+            Rectangle(
+                (x, y), width, height, color=color, linewidth=0, snap=False
+            )
+        )
+        axes.text(
+            x + width / 2,
+            y + height / 2,
+            text,
+            color='white',
+            fontsize=15,
+            ha='center',
+            va='center_baseline',
+        )
+
+    def write(x, y, text, size=15, ha='center'):
+        axes.text(
+            x, y, text, color=TEXT, fontsize=size, ha=ha, va='center_baseline'
+        )
+
+    names = '$x_0$', '$x_1$', '$x_2$'
+    write(2, 45, 'One product with the wide weight', 15, 'left')
+    for i, (name, color) in enumerate(zip(names, BLOCKS)):
+        box(2 + 10 * i, 29, 9.8, 7, color, name)
+        box(38, 36.2 - 7.2 * i, 11, 7, WEIGHT, '$W^T$')
+    write(17, 26, '(B, in_size)', 13)
+    write(35, 32.5, '·', 22)
+    write(43.5, 18.8, '(in_size, out_size)', 13)
+    write(53, 32.5, '=', 18)
+    box(57, 29, 11, 7, OUTPUT, '$y$')
+    write(62.5, 26, '(B, out_size)', 13)
+
+    write(2, 14, 'The same: sum the blocks, multiply once', 15, 'left')
+    for i, (name, color) in enumerate(zip(names, BLOCKS)):
+        box(2 + 13.5 * i, 4, 9.8, 7, color, name)
+    for x in (13.65, 27.15):
+        write(x, 7.5, '+', 18)
+    write(40.7, 7.5, '=', 18)
+    box(43, 4, 9.8, 7, SUM, r'$\Sigma x_j$')
+    write(54.8, 7.5, '·', 22)
+    box(57, 4, 11, 7, WEIGHT, '$W^T$')
+    write(62.5, 1.2, '(in_size / n, out_size)', 13)
+    write(70.3, 7.5, '=', 18)
+    box(73, 4, 11, 7, OUTPUT, '$y$')
+    return figure
+
+
+def describe_points():
+    """Returns the figures of accuracy.svg, in words."""
+    words = []
+    for kind, points in read_points().items():
+        figures = [f'{n:,} {mean:.2f} ± {std:.2f}' for n, mean, std in points]
+        words.append(f'{KINDS[kind][0]}: {", ".join(figures)}')
+    return '; '.join(words)
+
+
+def draw(out):
+    """Writes both pictures to a directory."""
+    for name, figure, description in (
+        ('sharing.svg', draw_sharing(), 'What a shared layer computes'),
+        ('accuracy.svg', draw_accuracy(), describe_points()),
+    ):
+        # Without the date, and named by their content, they stay the same.
+        with matplotlib.rc_context({'svg.hashsalt': name}):
+            figure.savefig(
+                out / name,
+                transparent=True,
+                metadata={'Date': None, 'Description': description},
+            )
+
+
+if __name__ == '__main__':
+    draw(DOCS / 'images')
