@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+import copy
 import operator
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, Union
 
@@ -135,6 +136,7 @@ class SharedLinear(Linear):
     W: Parameter
     b: Parameter | None
     order: Literal['interleaved'] | NdArray | None
+    _is_recorded = False  # by static_graph
 
     def __init__(
         self,
@@ -315,7 +317,36 @@ class SharedLinear(Linear):
         super().copyparams(link, copy_persistent)
         if link.in_size is not None:
             self.in_size = link.in_size
-            self.order = self.device.send(link.order)
+            self._take_over(link.order)
+
+    def copy(self, mode: str = 'share') -> SharedLinear:
+        """Copies the link, as ``Link.copy``, with an order of its own."""
+        copied: SharedLinear = super().copy(mode)
+        if mode != 'share':  # which shares the array of W, too
+            copied.order = copy.copy(self.order)
+        return copied
+
+    def _take_over(self, order: Any) -> None:
+        """Takes over the order of the W that has been copied or loaded.
+
+        In place, as W, so that a graph that ``static_graph`` has recorded and
+        W go on belonging together.
+        """
+        if order is self.order:
+            return
+        arrays = chainer.get_array_types()
+        if self._is_recorded and order is None:
+            order = numpy.arange(self.common_num * self.W.shape[1])
+        if isinstance(self.order, arrays) and isinstance(order, arrays):
+            with chainer.using_device(self.device):
+                self.order[...] = self.device.send(order)
+        elif self._is_recorded:
+            raise ValueError(
+                f'cannot give an order to {self}, because static_graph has '
+                'recorded it without one: load it before the model runs'
+            )
+        else:
+            self.order = self.device.send(order)
 
     if TYPE_CHECKING:  # Chainer's own is typed as returning anything
 
@@ -354,6 +385,8 @@ class SharedLinear(Linear):
         self._follow_W()
         if self.in_size is None:
             self._initialize_params(columns)
+        if chainer.config.schedule_func is not None:
+            self._is_recorded = True
         y = apply_shared_linear(x, self.W, self.b, self.common_num, self.order)
         outputs: Variable = F.reshape(y, (*batch_shape, self.out_size))
         return outputs
@@ -374,7 +407,8 @@ class SharedLinear(Linear):
         if isinstance(serializer, chainer.Deserializer):
             in_size, order = loading.read_sharing(self, serializer)
             super().serialize(serializer)
-            self.in_size, self.order = in_size, order
+            self.in_size = in_size
+            self._take_over(order)
         else:
             self._follow_W()
             super().serialize(serializer)

@@ -1,7 +1,7 @@
 """The patch: which layers it shares, and what it replaces to do so.
 
 Nothing changes on disk. :func:`install` replaces three methods of Chainer's
-``LinearFunction`` and one of its ``Linear``, and :func:`uninstall` puts the
+``LinearFunction`` and two of its ``Linear``, and :func:`uninstall` puts the
 very same methods back. A graph that was built under the patch stays valid once
 the patch is gone, and one that was built before is not affected by it.
 """
@@ -19,6 +19,7 @@ import warnings
 
 from chainer_shared_patch import config, loading
 from chainer_shared_patch.functions import SharedLinearFunction
+from chainer_shared_patch.links import SharedLinear
 import chainer
 from chainer.functions.connection.linear import LinearFunction
 from chainer.links import Linear
@@ -75,10 +76,32 @@ def _checking(original: Method, name: str) -> Method:
     return serialize
 
 
-@functools.wraps(Linear.serialize)
-def _inherited_serialize(self: Linear, serializer: Any) -> None:
-    # With multiple inheritance, the next method may be a sibling's.
-    super(Linear, self).serialize(serializer)
+def _refusing_orders(original: Method, name: str) -> Method:
+    """Makes the method that copies no parameters of another order."""
+
+    @functools.wraps(original)
+    def copyparams(self: Linear, link: Any, *args: Any, **kwargs: Any) -> None:
+        if (
+            isinstance(link, SharedLinear)
+            and link.order is not None
+            and not isinstance(self, SharedLinear)
+        ):
+            raise ValueError(
+                f'copyparams(): cannot copy the parameters of {link} to '
+                f'{self}, which has no order: copy them to a SharedLinear'
+            )
+        original(self, link, *args, **kwargs)
+
+    return copyparams
+
+
+def _inherited(name: str) -> Method:
+    @functools.wraps(getattr(Linear, name))
+    def method(self: Linear, *args: Any, **kwargs: Any) -> Any:
+        # With multiple inheritance, the next method may be a sibling's.
+        return getattr(super(Linear, self), name)(*args, **kwargs)
+
+    return method
 
 
 class _Replacement(NamedTuple):
@@ -128,10 +151,11 @@ class _State:
             (LinearFunction, 'forward', _sharing),
             (LinearFunction, 'check_type_forward', _sharing),
             (Linear, 'serialize', _checking),
+            (Linear, 'copyparams', _refusing_orders),
         ):
             if (owner, name) not in replaced:
                 original = vars(owner).get(name)
-                ours = make(original or _inherited_serialize, name)
+                ours = make(original or _inherited(name), name)
                 setattr(owner, name, ours)
                 kept.append(_Replacement(owner, name, original, ours))
         self.replacements = kept
