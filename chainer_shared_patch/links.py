@@ -54,6 +54,18 @@ def check_model(model: Any) -> None:
         raise TypeError(f'model must be a chainer.Link, but is {model!r}')
 
 
+def _check_floats(name: str, param: Any, ndim: int) -> Any:
+    array: Any = chainer.as_array(param)
+    shape, dtype = getattr(array, 'shape', ()), getattr(array, 'dtype', None)
+    if len(shape) != ndim or getattr(dtype, 'kind', None) != 'f':
+        raise ValueError(
+            f'SharedLinear.from_params(): {name} must be a float array of '
+            f'{ndim} axes, but is '
+            + (f'of shape {shape} and dtype {dtype}' if dtype else repr(param))
+        )
+    return array
+
+
 def _is_interleaved(order: Any) -> bool:
     return isinstance(order, str) and order == 'interleaved'
 
@@ -218,9 +230,9 @@ class SharedLinear(Linear):
             dtype of ``W``.
 
         Raises:
-            ValueError: If ``W`` is not a float matrix or is not initialized,
-                ``b`` does not have ``out_size`` elements, or ``common_num``
-                or ``order`` is invalid.
+            ValueError: If ``W`` is not a float matrix, ``b`` is not a float
+                vector of ``out_size`` elements, either is not initialized, or
+                ``common_num`` or ``order`` is invalid.
 
         .. admonition:: Example
 
@@ -235,33 +247,25 @@ class SharedLinear(Linear):
 
         """
         n = config.check_common_num(common_num, 'SharedLinear(): common_num')
-        array: Any = chainer.as_array(W)
-        if array is None:
-            raise ValueError(
-                'SharedLinear.from_params(): W must be initialized, but it is '
-                'not'
-            )
-        if array.ndim != 2 or array.dtype.kind != 'f':
-            raise ValueError(
-                'SharedLinear.from_params(): W must be a float matrix, but '
-                f'its shape is {array.shape} and its dtype is {array.dtype}'
-            )
+        array = _check_floats('W', W, 2)
+        bias = None if b is None else _check_floats('b', b, 1)
         out_size, k = array.shape
-        if b is not None and b.size != out_size:
+        if bias is not None and len(bias) != out_size:
             raise ValueError(
                 f'SharedLinear.from_params(): b must have {out_size} '
-                f'elements, one for each row of W, but has {b.size}'
+                f'elements, one for each row of W, but has {len(bias)}'
             )
         with chainer.using_config('dtype', array.dtype):
-            return cls(
-                k * n,
-                out_size,
-                nobias,
-                array,
-                chainer.as_array(b),
-                common_num=n,
-                order=order,
+            link = cls(
+                k * n, out_size, nobias, array, bias, common_num=n, order=order
             )
+            # The arrays would be kept, and drawn again by copy('init').
+            link.W.initializer = _FirstBlock(
+                initializers.LeCunNormal(dtype=array.dtype), n
+            )
+        if link.b is not None:
+            link.b.initializer = initializers.Constant(0, array.dtype)
+        return link
 
     def __repr__(self) -> str:
         return str(self)

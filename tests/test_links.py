@@ -321,18 +321,35 @@ class TestArguments:
             )
 
     @pytest.mark.parametrize(
-        ('W', 'message'),
+        ('W', 'b', 'message'),
         [
-            (chainer.Parameter(), 'W must be initialized'),
-            (numpy.ones(2), r'its shape is \(2,\)'),
-            (numpy.ones((2, 2, 2)), r'its shape is \(2, 2, 2\)'),
-            (numpy.ones((2, 2), 'i'), 'dtype is int32'),
+            (chainer.Parameter(), None, 'W must be .* axes, but is'),
+            (None, None, 'W must be .* None'),
+            ([[1.0]], None, r'W must be .* \[\[1.0\]\]'),
+            (numpy.ones(2), None, r'W must be .* 2 axes, .* shape \(2,\)'),
+            (numpy.ones((2, 2), 'i'), None, 'W must be .* dtype int32'),
+            (numpy.ones((2, 2)), [0.0, 0.0], r'b must be .* \[0.0, 0.0\]'),
+            (numpy.ones((2, 2)), chainer.Parameter(), 'b must be .* axes, but is'),
         ],
-        ids=['uninitialized', '1', '3', 'int'],
     )
-    def test_from_params_of_another_W(self, W, message):
+    def test_from_params_of_what_is_no_array_of_floats(self, W, b, message):
         with pytest.raises(ValueError, match=message):
-            SharedLinear.from_params(W, common_num=2)
+            SharedLinear.from_params(W, b, common_num=2)
+
+    def test_from_params_keeps_no_second_copy(self):
+        W, b = numpy.full((OUT, 1000), 7.0), numpy.full(OUT, 7.0)
+        link = SharedLinear.from_params(W, b, common_num=N)
+        link.cleargrads()
+        assert len(pickle.dumps(link)) < 1.5 * W.nbytes
+        numpy.random.seed(0)
+        twin = link.copy('init')
+        numpy.random.seed(0)
+        expected = L.Linear(N * 1000, OUT, initialW=initializers.LeCunNormal())
+        numpy.testing.assert_allclose(
+            twin.W.array, expected.W.array[:, :1000], rtol=2**-20
+        )
+        assert twin.W.dtype == twin.b.dtype == numpy.float64
+        assert (twin.b.array == 0).all()
 
     @pytest.mark.parametrize('dtype', DTYPES)
     def test_from_params_keeps_the_dtype(self, random, dtype):
