@@ -18,7 +18,10 @@ from typing import Any, NamedTuple, SupportsIndex
 import warnings
 
 from chainer_shared_patch import config, loading
-from chainer_shared_patch.functions import SharedLinearFunction
+from chainer_shared_patch.functions import (
+    SharedLinearFunction,
+    compare_widths,
+)
 from chainer_shared_patch.links import SharedLinear
 import chainer
 from chainer.functions.connection.linear import LinearFunction
@@ -34,14 +37,18 @@ def is_shared(x: Any, W: Any) -> bool:
     With ``common_num`` set, it takes charge of all layers whose ``W`` is not
     as wide as ``x``, and refuses those that do not fit.
     """
-    x_shape, W_shape = x.shape, W.shape
-    if isinstance(x_shape, type_check.Expr):
-        x_shape, W_shape = x_shape.eval(), W_shape.eval()
+    x_shape, W_shape = _shapes(x, W)
     return (
         x_shape[1:] != W_shape[1:]
         and len(x_shape) == len(W_shape) == 2  # others are Chainer's to refuse
         and config.get_common_num() > 1
     )
+
+
+def _shapes(x: Any, W: Any) -> tuple[Any, Any]:
+    if isinstance(x.shape, type_check.Expr):
+        return x.shape.eval(), W.shape.eval()
+    return x.shape, W.shape
 
 
 def _make_shared(node: Any) -> None:
@@ -61,6 +68,25 @@ def _sharing(original: Method, name: str) -> Method:
         return original(self, inputs)
 
     return method
+
+
+def _comparing_widths(original: Method, name: str) -> Method:
+    """Makes the check that says that ``common_num`` may not be set."""
+    check = _sharing(original, name)
+
+    @functools.wraps(original)
+    def check_type_forward(self: Any, in_types: Any) -> Any:
+        try:
+            return check(self, in_types)
+        except type_check.InvalidType as error:
+            how = compare_widths(*_shapes(*in_types[:2]))
+            if type(self) is not LinearFunction or not how:
+                raise
+            raise type_check.InvalidType(
+                error.expect, f'{error.actual} ({how}; common_num is 1)'
+            ) from None
+
+    return check_type_forward
 
 
 def _checking(original: Method, name: str) -> Method:
@@ -149,7 +175,7 @@ class _State:
         for owner, name, make in (
             (LinearFunction, 'forward_chainerx', _sharing),
             (LinearFunction, 'forward', _sharing),
-            (LinearFunction, 'check_type_forward', _sharing),
+            (LinearFunction, 'check_type_forward', _comparing_widths),
             (Linear, 'serialize', _checking),
             (Linear, 'copyparams', _refusing_orders),
         ):

@@ -329,7 +329,11 @@ class TestArguments:
             (numpy.ones(2), None, r'W must be .* 2 axes, .* shape \(2,\)'),
             (numpy.ones((2, 2), 'i'), None, 'W must be .* dtype int32'),
             (numpy.ones((2, 2)), [0.0, 0.0], r'b must be .* \[0.0, 0.0\]'),
-            (numpy.ones((2, 2)), chainer.Parameter(), 'b must be .* axes, but is'),
+            (
+                numpy.ones((2, 2)),
+                chainer.Parameter(),
+                'b must be .* axes, but is',
+            ),
         ],
     )
     def test_from_params_of_what_is_no_array_of_floats(self, W, b, message):
