@@ -191,7 +191,7 @@ class SharedLinearFunction(linear.LinearFunction):
 
 
 def compare_widths(x_shape: Any, W_shape: Any) -> str:
-    """Says how many times as wide as ``W`` a matrix is, if it is an integer."""
+    """Says how many times as wide as ``W`` a matrix is, if evenly."""
     if not len(x_shape) == len(W_shape) == 2 or W_shape[1] == 0:
         return ''
     times, rest = divmod(x_shape[1], W_shape[1])
