@@ -84,11 +84,10 @@ def sum_blocks(
     _check_length(order, columns)
     k = columns // common_num
     dtype = sum_dtype(x, x.dtype if dtype is None else dtype)
-    if order is not None:
-        with cuda.get_device_from_array(x):
-            x = x.take(order, axis=1)  # type: ignore[arg-type]  # ChainerX's
     if isinstance(x, cuda.ndarray):
-        return _sum_blocks_on_gpu(x, common_num, dtype)
+        return _sum_blocks_on_gpu(x, common_num, dtype, order)
+    if order is not None:
+        x = x.take(order, axis=1)  # type: ignore[arg-type]  # ChainerX's
     blocks = numpy.asarray(x).reshape(batch_size, common_num, k)
     # BLAS sums the blocks of a row fastest, as their product with ones. On
     # longer rows, each product would wake its threads.
@@ -112,26 +111,32 @@ def _ones(common_num: int, dtype: numpy.dtype[Any]) -> numpy.ndarray:
 
 
 def _sum_blocks_on_gpu(
-    x: Any, common_num: int, dtype: numpy.dtype[Any]
+    x: Any, common_num: int, dtype: numpy.dtype[Any], order: Any
 ) -> NdArray:
     k = x.shape[1] // common_num
-    sum_ = numpy.promote_types(dtype, numpy.float32)
+    accumulator = 'double' if dtype == numpy.float64 else 'float'
+    column = 'j * k + i % k'
     with cuda.get_device_from_array(x):
-        y = cuda.cupy.empty((len(x), k), sum_)
+        y: NdArray = cuda.cupy.empty((len(x), k), dtype)
+        arrays = [x]
+        if order is not None:
+            column = f'order[{column}]'
+            arrays.append(cuda.cupy.asarray(order))
+        names = ', raw O order' if order is not None else ''
         cuda.elementwise(
-            'raw T x, int64 common_num, int64 k',
+            f'int64 common_num, int64 k, raw T x{names}',
             'S y',
-            """
-            const auto first = i / k * k * common_num + i % k;
-            S sum = 0;
-            for (auto j = 0ll; j < common_num; ++j) {
-                sum += static_cast<S>(x[first + j * k]);
-            }
+            f"""
+            const auto row = i / k * k * common_num;
+            {accumulator} sum = 0;
+            for (auto j = 0ll; j < common_num; ++j) {{
+                sum += static_cast<{accumulator}>(x[row + {column}]);
+            }}
             y = sum;
             """,
             'sum_blocks',
-        )(x, common_num, k, y)
-        return y.astype(dtype, copy=False)
+        )(common_num, k, *arrays, y)
+    return y
 
 
 def tile_blocks(

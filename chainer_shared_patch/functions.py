@@ -98,10 +98,12 @@ class SharedLinearFunction(linear.LinearFunction):
         x_shape = type_check.eval(x_type.shape)
         W_shape = type_check.eval(W_type.shape)
         if x_shape[1] != n * W_shape[1]:
+            how = compare_widths(x_shape, W_shape)
             raise type_check.InvalidType(
                 f'x.shape[1] == {n} * W.shape[1]',
                 f'{x_shape[1]} != {n} * {W_shape[1]} '
-                f'(x.shape is {x_shape}, W.shape is {W_shape})',
+                f'(x.shape is {x_shape}, W.shape is {W_shape}'
+                + (f'; {how})' if how else ')'),
             )
         if type_check.eval(n_in) == 3:
             b_type = in_types[2]
@@ -186,6 +188,14 @@ class SharedLinearFunction(linear.LinearFunction):
             if 2 in indexes:
                 grads.append(run(Sum(axis=0), gy))
         return [chainer.as_variable(grad) for grad in grads]
+
+
+def compare_widths(x_shape: Any, W_shape: Any) -> str:
+    """Says how many times as wide as ``W`` a matrix is, if evenly."""
+    if not len(x_shape) == len(W_shape) == 2 or W_shape[1] == 0:
+        return ''
+    times, rest = divmod(x_shape[1], W_shape[1])
+    return '' if rest or times < 2 else f'x is {times} times as wide as W'
 
 
 def _apply(function: FunctionNode, *inputs: VariableOrArray) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+import copy
 import operator
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, Union
 
@@ -45,6 +46,18 @@ class _FirstBlock(chainer.initializer.Initializer):
         wide = xp.empty((out_size, k * self.common_num), array.dtype)
         self.initializer(wide)
         array[...] = wide[:, :k]
+
+
+def _check_floats(name: str, param: Any, ndim: int) -> Any:
+    array: Any = chainer.as_array(param)
+    shape, dtype = getattr(array, 'shape', ()), getattr(array, 'dtype', None)
+    if len(shape) != ndim or getattr(dtype, 'kind', None) != 'f':
+        raise ValueError(
+            f'SharedLinear.from_params(): {name} must be a float array of '
+            f'{ndim} axes, but is '
+            + (f'of shape {shape} and dtype {dtype}' if dtype else repr(param))
+        )
+    return array
 
 
 def _is_interleaved(order: Any) -> bool:
@@ -129,6 +142,7 @@ class SharedLinear(Linear):
     W: Parameter
     b: Parameter | None
     order: Literal['interleaved'] | NdArray | None
+    _is_recorded = False  # by static_graph
 
     def __init__(
         self,
@@ -210,9 +224,9 @@ class SharedLinear(Linear):
             dtype of ``W``.
 
         Raises:
-            ValueError: If ``W`` is not a float matrix or is not initialized,
-                ``b`` does not have ``out_size`` elements, or ``common_num``
-                or ``order`` is invalid.
+            ValueError: If ``W`` is not a float matrix, ``b`` is not a float
+                vector of ``out_size`` elements, either is not initialized, or
+                ``common_num`` or ``order`` is invalid.
 
         .. admonition:: Example
 
@@ -227,33 +241,25 @@ class SharedLinear(Linear):
 
         """
         n = config.check_common_num(common_num, 'SharedLinear(): common_num')
-        array: Any = chainer.as_array(W)
-        if array is None:
-            raise ValueError(
-                'SharedLinear.from_params(): W must be initialized, but it is '
-                'not'
-            )
-        if array.ndim != 2 or array.dtype.kind != 'f':
-            raise ValueError(
-                'SharedLinear.from_params(): W must be a float matrix, but '
-                f'its shape is {array.shape} and its dtype is {array.dtype}'
-            )
+        array = _check_floats('W', W, 2)
+        bias = None if b is None else _check_floats('b', b, 1)
         out_size, k = array.shape
-        if b is not None and b.size != out_size:
+        if bias is not None and len(bias) != out_size:
             raise ValueError(
                 f'SharedLinear.from_params(): b must have {out_size} '
-                f'elements, one for each row of W, but has {b.size}'
+                f'elements, one for each row of W, but has {len(bias)}'
             )
         with chainer.using_config('dtype', array.dtype):
-            return cls(
-                k * n,
-                out_size,
-                nobias,
-                array,
-                chainer.as_array(b),
-                common_num=n,
-                order=order,
+            link = cls(
+                k * n, out_size, nobias, array, bias, common_num=n, order=order
             )
+            # The arrays would be kept, and drawn again by copy('init').
+            link.W.initializer = _FirstBlock(
+                initializers.LeCunNormal(dtype=array.dtype), n
+            )
+        if link.b is not None:
+            link.b.initializer = initializers.Constant(0, array.dtype)
+        return link
 
     def __repr__(self) -> str:
         return str(self)
@@ -309,7 +315,36 @@ class SharedLinear(Linear):
         super().copyparams(link, copy_persistent)
         if link.in_size is not None:
             self.in_size = link.in_size
-            self.order = self.device.send(link.order)
+            self._take_over(link.order)
+
+    def copy(self, mode: str = 'share') -> SharedLinear:
+        """Copies the link, as ``Link.copy``, with an order of its own."""
+        copied: SharedLinear = super().copy(mode)
+        if mode != 'share':  # which shares the array of W, too
+            copied.order = copy.copy(self.order)
+        return copied
+
+    def _take_over(self, order: Any) -> None:
+        """Takes over the order of the W that has been copied or loaded.
+
+        In place, as W, so that a graph that ``static_graph`` has recorded and
+        W go on belonging together.
+        """
+        if order is self.order:
+            return
+        arrays = chainer.get_array_types()
+        if self._is_recorded and order is None:
+            order = numpy.arange(self.common_num * self.W.shape[1])
+        if isinstance(self.order, arrays) and isinstance(order, arrays):
+            with chainer.using_device(self.device):
+                self.order[...] = self.device.send(order)
+        elif self._is_recorded:
+            raise ValueError(
+                f'cannot give an order to {self}, because static_graph has '
+                'recorded it without one: load it before the model runs'
+            )
+        else:
+            self.order = self.device.send(order)
 
     if TYPE_CHECKING:  # Chainer's own is typed as returning anything
 
@@ -348,6 +383,8 @@ class SharedLinear(Linear):
         self._follow_W()
         if self.in_size is None:
             self._initialize_params(columns)
+        if chainer.config.schedule_func is not None:
+            self._is_recorded = True
         y = apply_shared_linear(x, self.W, self.b, self.common_num, self.order)
         outputs: Variable = F.reshape(y, (*batch_shape, self.out_size))
         return outputs
@@ -368,7 +405,8 @@ class SharedLinear(Linear):
         if isinstance(serializer, chainer.Deserializer):
             in_size, order = loading.read_sharing(self, serializer)
             super().serialize(serializer)
-            self.in_size, self.order = in_size, order
+            self.in_size = in_size
+            self._take_over(order)
         else:
             self._follow_W()
             super().serialize(serializer)

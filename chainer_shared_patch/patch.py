@@ -1,7 +1,7 @@
 """The patch: which layers it shares, and what it replaces to do so.
 
 Nothing changes on disk. :func:`install` replaces three methods of Chainer's
-``LinearFunction`` and one of its ``Linear``, and :func:`uninstall` puts the
+``LinearFunction`` and two of its ``Linear``, and :func:`uninstall` puts the
 very same methods back. A graph that was built under the patch stays valid once
 the patch is gone, and one that was built before is not affected by it.
 """
@@ -18,7 +18,11 @@ from typing import Any, NamedTuple, SupportsIndex
 import warnings
 
 from chainer_shared_patch import config, loading
-from chainer_shared_patch.functions import SharedLinearFunction
+from chainer_shared_patch.functions import (
+    SharedLinearFunction,
+    compare_widths,
+)
+from chainer_shared_patch.links import SharedLinear
 import chainer
 from chainer.functions.connection.linear import LinearFunction
 from chainer.links import Linear
@@ -33,14 +37,18 @@ def is_shared(x: Any, W: Any) -> bool:
     With ``common_num`` set, it takes charge of all layers whose ``W`` is not
     as wide as ``x``, and refuses those that do not fit.
     """
-    x_shape, W_shape = x.shape, W.shape
-    if isinstance(x_shape, type_check.Expr):
-        x_shape, W_shape = x_shape.eval(), W_shape.eval()
+    x_shape, W_shape = _shapes(x, W)
     return (
         x_shape[1:] != W_shape[1:]
         and len(x_shape) == len(W_shape) == 2  # others are Chainer's to refuse
         and config.get_common_num() > 1
     )
+
+
+def _shapes(x: Any, W: Any) -> tuple[Any, Any]:
+    if isinstance(x.shape, type_check.Expr):
+        return x.shape.eval(), W.shape.eval()
+    return x.shape, W.shape
 
 
 def _make_shared(node: Any) -> None:
@@ -62,6 +70,25 @@ def _sharing(original: Method, name: str) -> Method:
     return method
 
 
+def _comparing_widths(original: Method, name: str) -> Method:
+    """Makes the check that says that ``common_num`` may not be set."""
+    check = _sharing(original, name)
+
+    @functools.wraps(original)
+    def check_type_forward(self: Any, in_types: Any) -> Any:
+        try:
+            return check(self, in_types)
+        except type_check.InvalidType as error:
+            how = compare_widths(*_shapes(*in_types[:2]))
+            if type(self) is not LinearFunction or not how:
+                raise
+            raise type_check.InvalidType(
+                error.expect, f'{error.actual} ({how}; common_num is 1)'
+            ) from None
+
+    return check_type_forward
+
+
 def _checking(original: Method, name: str) -> Method:
     """Makes the method that checks what is loaded into a ``Linear``."""
 
@@ -75,10 +102,32 @@ def _checking(original: Method, name: str) -> Method:
     return serialize
 
 
-@functools.wraps(Linear.serialize)
-def _inherited_serialize(self: Linear, serializer: Any) -> None:
-    # With multiple inheritance, the next method may be a sibling's.
-    super(Linear, self).serialize(serializer)
+def _refusing_orders(original: Method, name: str) -> Method:
+    """Makes the method that copies no parameters of another order."""
+
+    @functools.wraps(original)
+    def copyparams(self: Linear, link: Any, *args: Any, **kwargs: Any) -> None:
+        if (
+            isinstance(link, SharedLinear)
+            and link.order is not None
+            and not isinstance(self, SharedLinear)
+        ):
+            raise ValueError(
+                f'copyparams(): cannot copy the parameters of {link} to '
+                f'{self}, which has no order: copy them to a SharedLinear'
+            )
+        original(self, link, *args, **kwargs)
+
+    return copyparams
+
+
+def _inherited(name: str) -> Method:
+    @functools.wraps(getattr(Linear, name))
+    def method(self: Linear, *args: Any, **kwargs: Any) -> Any:
+        # With multiple inheritance, the next method may be a sibling's.
+        return getattr(super(Linear, self), name)(*args, **kwargs)
+
+    return method
 
 
 class _Replacement(NamedTuple):
@@ -126,12 +175,13 @@ class _State:
         for owner, name, make in (
             (LinearFunction, 'forward_chainerx', _sharing),
             (LinearFunction, 'forward', _sharing),
-            (LinearFunction, 'check_type_forward', _sharing),
+            (LinearFunction, 'check_type_forward', _comparing_widths),
             (Linear, 'serialize', _checking),
+            (Linear, 'copyparams', _refusing_orders),
         ):
             if (owner, name) not in replaced:
                 original = vars(owner).get(name)
-                ours = make(original or _inherited_serialize, name)
+                ours = make(original or _inherited(name), name)
                 setattr(owner, name, ours)
                 kept.append(_Replacement(owner, name, original, ours))
         self.replacements = kept

@@ -321,18 +321,39 @@ class TestArguments:
             )
 
     @pytest.mark.parametrize(
-        ('W', 'message'),
+        ('W', 'b', 'message'),
         [
-            (chainer.Parameter(), 'W must be initialized'),
-            (numpy.ones(2), r'its shape is \(2,\)'),
-            (numpy.ones((2, 2, 2)), r'its shape is \(2, 2, 2\)'),
-            (numpy.ones((2, 2), 'i'), 'dtype is int32'),
+            (chainer.Parameter(), None, 'W must be .* axes, but is'),
+            (None, None, 'W must be .* None'),
+            ([[1.0]], None, r'W must be .* \[\[1.0\]\]'),
+            (numpy.ones(2), None, r'W must be .* 2 axes, .* shape \(2,\)'),
+            (numpy.ones((2, 2), 'i'), None, 'W must be .* dtype int32'),
+            (numpy.ones((2, 2)), [0.0, 0.0], r'b must be .* \[0.0, 0.0\]'),
+            (
+                numpy.ones((2, 2)),
+                chainer.Parameter(),
+                'b must be .* axes, but is',
+            ),
         ],
-        ids=['uninitialized', '1', '3', 'int'],
     )
-    def test_from_params_of_another_W(self, W, message):
+    def test_from_params_of_what_is_no_array_of_floats(self, W, b, message):
         with pytest.raises(ValueError, match=message):
-            SharedLinear.from_params(W, common_num=2)
+            SharedLinear.from_params(W, b, common_num=2)
+
+    def test_from_params_keeps_no_second_copy(self):
+        W, b = numpy.full((OUT, 1000), 7.0), numpy.full(OUT, 7.0)
+        link = SharedLinear.from_params(W, b, common_num=N)
+        link.cleargrads()
+        assert len(pickle.dumps(link)) < 1.5 * W.nbytes
+        numpy.random.seed(0)
+        twin = link.copy('init')
+        numpy.random.seed(0)
+        expected = L.Linear(N * 1000, OUT, initialW=initializers.LeCunNormal())
+        numpy.testing.assert_allclose(
+            twin.W.array, expected.W.array[:, :1000], rtol=2**-20
+        )
+        assert twin.W.dtype == twin.b.dtype == numpy.float64
+        assert (twin.b.array == 0).all()
 
     @pytest.mark.parametrize('dtype', DTYPES)
     def test_from_params_keeps_the_dtype(self, random, dtype):
@@ -565,16 +586,34 @@ class TestCopies:
             numpy.testing.assert_array_equal(twin.W.array, expected)
             numpy.testing.assert_array_equal(twin.order, link.order)
 
-    def test_order_of_a_graph_survives_copyparams(self, random):
+    def test_graph_follows_copyparams_as_a_dense_layers(self, random):
+        # Chainer overwrites W in place, and the order belongs to W.
         link, other = make_link(PERMUTATION), make_link('interleaved', seed=1)
         x = chainer.Variable(random.randn(BATCH, N * K))
         y = link(x)
-        W = link.W.array.copy()
         link.copyparams(other)
-        link.W.array[...] = W
         F.sum(y).backward()
-        expected = numpy.tile(widen(W, PERMUTATION).sum(axis=0), (BATCH, 1))
+        wide = widen(other.W.array, other.order)
+        expected = numpy.tile(wide.sum(axis=0), (BATCH, 1))
         numpy.testing.assert_allclose(x.grad, expected)
+
+    @pytest.mark.parametrize('mode', ['init', 'copy'])
+    def test_copy_has_an_order_of_its_own(self, mode):
+        link = make_link(PERMUTATION)
+        twin = link.copy(mode)
+        link.copyparams(make_link('interleaved'))
+        numpy.testing.assert_array_equal(twin.order, PERMUTATION)
+
+    def test_narrow_linear_refuses_an_order(self):
+        source = chainer.Sequential(make_link(PERMUTATION))
+        with chainer.using_config('dtype', 'd'):
+            target = chainer.Sequential(L.Linear(K, OUT))
+        before = params_of(target)
+        with pytest.raises(ValueError, match='has no order: .*SharedLinear'):
+            target.copyparams(source)
+        for a, e in zip(params_of(target), before):
+            numpy.testing.assert_array_equal(a, e)
+        target.copyparams(chainer.Sequential(make_link()))
 
     def test_copyparams_into_a_link_of_no_width_yet(self, random, double):
         source = make_link(PERMUTATION)
@@ -765,3 +804,32 @@ def test_forward_changes_nothing_on_the_link(random, algorithm):
         numpy.testing.assert_array_equal(y, expected)
     assert vars(link).keys() == before.keys()
     assert all(vars(link)[name] is value for name, value in before.items())
+
+
+@pytest.mark.parametrize('how', ['npz', 'copyparams'])
+@pytest.mark.parametrize('order', ['interleaved', None])
+def test_recorded_graph_follows_the_order(random, tmp_path, how, order):
+    static = StaticChain(PERMUTATION, 'f')
+    other = StaticChain(order, 'f')
+    other.l1.W.array[...] = random.randn(6, K)
+    x = random.randn(BATCH, N * K).astype('f')
+    with chainer.no_backprop_mode():
+        static(x)
+        if how == 'npz':
+            save_npz(str(tmp_path / 'model.npz'), other)
+            load_npz(str(tmp_path / 'model.npz'), static)
+        else:
+            static.copyparams(other)
+        actual = static(x).array
+        with chainer.using_config('use_static_graph', False):
+            expected = other(x).array
+    numpy.testing.assert_array_equal(actual, expected)
+
+
+def test_graph_recorded_without_an_order_refuses_one(random):
+    static = StaticChain(None, 'f')
+    x = random.randn(BATCH, N * K).astype('f')
+    with chainer.no_backprop_mode():
+        static(x)
+    with pytest.raises(ValueError, match='static_graph'):
+        static.copyparams(StaticChain(PERMUTATION, 'f'))

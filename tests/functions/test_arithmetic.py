@@ -217,9 +217,16 @@ class TestTypeCheck:
             W,
             None,
             'Expect: x.shape[1] == W.shape[1]',
-            'Actual: 1000 != 100',
+            'Actual: 1000 != 100 '
+            '(x is 10 times as wide as W; common_num is 1)',
             common_num=1,
         )
+        self.check(x[:, :999], W, None, 'Actual: 999 != 100', common_num=1)
+
+    def test_another_number_is_said_to_fit(self):
+        x = numpy.zeros((32, 800), 'f')
+        W = numpy.zeros((900, 100), 'f')
+        self.check(x, W, None, '; x is 8 times as wide as W)')
 
     @pytest.mark.parametrize('type_check', [True, False])
     def test_wrong_bias(self, type_check):

@@ -34,7 +34,11 @@ def originals():
 def current():
     methods = {name: vars(LinearFunction)[name] for name in NAMES}
     # Chainer's own is the one that all links inherit.
-    return {**methods, 'serialize': vars(L.Linear).get('serialize')}
+    inherited = ('serialize', 'copyparams')
+    return {
+        **methods,
+        **{name: vars(L.Linear).get(name) for name in inherited},
+    }
 
 
 def works(common_num=10):
