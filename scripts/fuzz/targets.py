@@ -497,7 +497,7 @@ def parse_options(data, directory):
     # What precedes the program, parsed in another way.
     position = 0
     expected = argparse.Namespace(
-        common_num=None, algorithm=None, info=False, m=False, c=False
+        common_num=None, algorithm=None, info=False, m=False
     )
     while position < len(argv):
         name, equals, value = argv[position].partition('=')
@@ -506,7 +506,7 @@ def parse_options(data, directory):
                 position += 1
                 value = argv[position]
             setattr(expected, name[2:].replace('-', '_'), value)
-        elif argv[position] in ('-m', '-c', '--info'):
+        elif argv[position] in ('-m', '--info'):
             setattr(expected, name.strip('-'), True)
         else:
             break
@@ -514,7 +514,6 @@ def parse_options(data, directory):
     expected.program = argv[position:]
     check(args == expected, args, expected)
     check(args.algorithm in (None, 'sum', 'tile'), args)
-    check(not (args.m and args.c), args)
     return 'accepted'
 
 
