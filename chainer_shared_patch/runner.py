@@ -99,7 +99,8 @@ def main() -> None:
 def _run(program: str, is_module: bool) -> None:
     """Runs a program as ``__main__``, as Python itself does.
 
-    That module stays, for threads and for functions that are called at exit.
+    Unlike that of ``runpy.run_path``, the module stays: for threads, functions
+    that are called at exit, and what spawned processes return.
     """
     main: Any = types.ModuleType('__main__')
     main.__builtins__ = builtins  # exec would put a dict there

@@ -32,10 +32,7 @@ def install(monkeypatch):
     [
         ('74.0.0', 'setuptools >= 74', True),
         ('73.0.1', 'setuptools >= 74', False),
-        ('84+local', 'setuptools >= 74', True),
         ('75rc1', 'setuptools >= 74', True),
-        ('80.9.0.post20240101', 'setuptools >= 80.9', True),
-        ('80.10.2', 'setuptools >= 80.9', True),
         ('80.10.2', 'setuptools >= 80.9; python_version < "3"', False),
         ('80.10.2', 'numpy >= 2', False),
     ],
