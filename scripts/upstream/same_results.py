@@ -11,7 +11,7 @@
 Run each ``record`` on a stack of its own. It runs Chainer's tests, with the
 same random numbers everywhere, and keeps a digest of what each function takes
 and returns, forward and backward, of how each optimizer changes a parameter,
-and of what each initializer produces. It needs what chainer_tests.py
+and of what each initializer produces. It needs what run_chainer_tests.py
 needs, and takes about ten minutes.
 
 ``compare`` lists results that differ in data type or shape, or by more than
@@ -33,8 +33,8 @@ import zlib
 import chainer_shared_patch  # noqa: F401
 import chainer
 from chainer import _backprop_utils
-from chainer_tests import run_pytest
 import numpy
+from run_chainer_tests import run_pytest
 
 # The largest difference allowed, in units of the roundoff of the least precise
 # data type in a call, times the mean magnitude of what makes up an output.

@@ -32,7 +32,7 @@ main() {
     REQUIRE_GPU=1 "$python" -m pytest -n 2 -rs tests/gpu || failed=1
     "$python" -m pytest -n auto --ignore tests/gpu || failed=1
     if [ -n "$chainer" ]; then
-        "$python" scripts/upstream/chainer_tests.py "$chainer" \
+        "$python" scripts/upstream/run_chainer_tests.py "$chainer" \
             -m 'gpu and not multi_gpu and not cudnn and not chainerx' \
             $tests/functions_tests/connection_tests/test_linear.py \
             $tests/links_tests/connection_tests/test_linear.py \

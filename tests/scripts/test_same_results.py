@@ -49,6 +49,9 @@ def test_stacks(tmp_path):
     tests = tmp_path / 'chainer' / 'tests' / 'chainer_tests'
     tests.mkdir(parents=True)
     (tests / 'test_some.py').write_text(TESTS)
+    # A package of this name, as in Chainer.
+    (tests / '__init__.py').touch()
+    (tests / 'conftest.py').touch()
     # The last one computes something else.
     for name, factor in (('a', '1'), ('b', '1'), ('c', '1.001')):
         environment = {**os.environ, 'FACTOR': factor}

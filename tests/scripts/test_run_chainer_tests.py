@@ -9,10 +9,10 @@ import sys
 
 import chainer_shared_patch  # noqa: F401
 import pytest
-from upstream import chainer_tests
+from upstream import run_chainer_tests
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / 'scripts/upstream/chainer_tests.py'
+SCRIPT = ROOT / 'scripts/upstream/run_chainer_tests.py'
 TESTS = """
 import unittest
 import chainer, chainer_shared_patch, pytest
@@ -114,11 +114,11 @@ def test_two_processes(tmp_path, mpiexec):
     ],
 )
 def test_names_without_parameters(nodeid, expected):
-    assert chainer_tests.generalize(nodeid) == expected
+    assert run_chainer_tests.generalize(nodeid) == expected
 
 
 def test_the_page_sums_up_the_list():
-    with chainer_tests.LIST.open(encoding='utf-8', newline='') as file:
+    with run_chainer_tests.LIST.open(encoding='utf-8', newline='') as file:
         listed = list(csv.DictReader(file))
     sums = collections.Counter()
     for row in listed:
@@ -129,4 +129,4 @@ def test_the_page_sums_up_the_list():
     assert rows == [(cause, str(n)) for cause, n in sums.most_common()]
     # No test twice, and together what fails on the newest stack.
     failed = re.findall(r'\| newest.* \| (\d+) \| \d+ \|\n', above)
-    assert sum(chainer_tests.read_list().values()) == sum(map(int, failed))
+    assert sum(run_chainer_tests.read_list().values()) == sum(map(int, failed))

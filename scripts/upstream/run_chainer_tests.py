@@ -4,7 +4,7 @@
 .. code-block:: console
 
     $ git clone --branch v7.8.1 https://github.com/chainer/chainer
-    $ python scripts/upstream/chainer_tests.py chainer
+    $ python scripts/upstream/run_chainer_tests.py chainer
 
 Needs pytest, mock and SciPy. The argument tests/onnx_chainer_tests runs the
 tests of the ONNX exporter, which need onnx and onnxruntime. The tests of
@@ -12,7 +12,7 @@ ChainerMN need mpi4py and two processes:
 
 .. code-block:: console
 
-    $ mpiexec -n 2 python scripts/upstream/chainer_tests.py chainer \\
+    $ mpiexec -n 2 python scripts/upstream/run_chainer_tests.py chainer \\
           tests/chainermn_tests
 
 Prints each failure that chainer_test_failures.csv does not list, or that is
