@@ -12,6 +12,7 @@ import importlib
 import sys
 
 from chainer_shared_patch.compat import (
+    adam,
     chainermn,
     environment,
     hdf5,
@@ -33,6 +34,7 @@ FIXES: tuple[Fix, ...] = (
     *environment.FIXES,
     *numpy_changes.FIXES,
     *promotion.FIXES,
+    *adam.FIXES,
     *pkg_resources.FIXES,
     *processes.FIXES,
     *protobuf.FIXES,
