@@ -7,6 +7,7 @@
 """
 
 import argparse
+import functools
 import os
 import sys
 import warnings
@@ -17,9 +18,11 @@ from chainer import training
 import chainer.functions as F
 import chainer.links as L
 from chainer.training import extensions
-from chainer.training.extensions.snapshot_writers import SimpleWriter
 from datasets import load_dataset
 import numpy
+
+# Compressing weights takes a while and saves next to nothing.
+save_npz = functools.partial(chainer.serializers.save_npz, compression=False)
 
 
 class MLP(chainer.Chain):
@@ -108,9 +111,8 @@ def make_model(args):
 
 def make_snapshot(args):
     return extensions.snapshot(
+        save_npz,
         filename='snapshot_epoch_{.updater.epoch}',
-        # Compressing weights takes a while and saves next to nothing.
-        writer=SimpleWriter(compression=False),
         n_retains=2,
         autoload=args.autoload,
     )
@@ -163,8 +165,7 @@ def main():
         chainer.serializers.load_npz(args.resume, trainer)
     trainer.run()
 
-    path = os.path.join(args.out, 'model.npz')
-    chainer.serializers.save_npz(path, model.predictor)
+    save_npz(os.path.join(args.out, 'model.npz'), model.predictor)
     x, _ = chainer.dataset.concat_examples(test[:1], device)
     print(chainer_shared_patch.summary(model.predictor, x))
 

@@ -21,6 +21,7 @@ from train_mnist import (
     make_order_sampler,
     make_snapshot,
     parse_args,
+    save_npz,
 )
 
 
@@ -103,8 +104,7 @@ def main():
     trainer.run()
 
     if comm.rank == 0:
-        path = os.path.join(args.out, 'model.npz')
-        chainer.serializers.save_npz(path, model.predictor)
+        save_npz(os.path.join(args.out, 'model.npz'), model.predictor)
         x, _ = chainer.dataset.concat_examples(test[:1], device)
         print(chainer_shared_patch.summary(model.predictor, x))
 

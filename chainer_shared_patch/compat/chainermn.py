@@ -61,13 +61,13 @@ def _fix_resuming(module: Any) -> None:
     is_changed = module._MultiNodeOptimizer.is_changed
 
     @functools.wraps(is_changed)
-    def is_changed_or_new(self: Any, target: Any) -> bool:
+    def is_changed_or_new(self: Any, target: Any) -> Any:
         is_first = not self.target_params
         changed = is_changed(self, target)
         if is_first and changed:
-            # Otherwise one rank might broadcast while another does not.
-            updated = self.communicator.allreduce_obj(int(self.t > 0))
-            return updated < self.communicator.size
+            # Unless all have resumed, rank 0 has what the others lack.
+            resumed = self.communicator.allreduce_obj(int(self.t > 0))
+            return resumed < self.communicator.size
         return changed
 
     module._MultiNodeOptimizer.is_changed = is_changed_or_new
