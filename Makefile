@@ -66,7 +66,7 @@ train-distributed: $(VENV)/installed-plot,mpi
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
 	$(VENV)/bin/mpiexec --allow-run-as-root --map-by :OVERSUBSCRIBE \
 	    --mca mpi_yield_when_idle 1 -n $(RANKS) \
-	    $(VENV)/bin/python scripts/train_mnist.py --distributed \
+	    $(VENV)/bin/python scripts/train_mnist_distributed.py \
 	    --epoch $(EPOCHS) --dataset="$$DATASET" --out="$${OUT:-result}" $(ARGS)
 
 test: $(VENV)/installed-test

@@ -4,7 +4,7 @@ from pathlib import Path
 import re
 
 import chainer_shared_patch  # noqa: F401
-from chainer_shared_patch.compat.mnist import read_directory
+from chainer_shared_patch.datasets import read_directory
 import chainer
 from chainer.datasets._mnist_helper import preprocess_mnist
 import numpy

@@ -11,6 +11,7 @@ import importlib
 import sys
 
 from chainer_shared_patch.compat import (
+    adam,
     chainermn,
     environment_check,
     hdf5,
@@ -33,6 +34,7 @@ FIXES: tuple[Fix, ...] = (
     *environment_check.FIXES,
     *numpy_removals.FIXES,
     *numpy_promotion.FIXES,
+    *adam.FIXES,
     *pkg_resources.FIXES,
     *processes.FIXES,
     *protobuf.FIXES,

@@ -1,4 +1,4 @@
-"""What in ChainerMN newer versions of NumPy, CuPy and Python break."""
+"""What is broken in ChainerMN, mostly by newer NumPy, CuPy and Python."""
 
 from __future__ import annotations
 
@@ -29,6 +29,43 @@ def _fix_observation_aggregator(module: Any) -> None:
         return average([[widen(x) for x in row] for row in xs])
 
     module._average_2d = average_widened
+
+
+def _fix_aggregated_variables(module: Any) -> None:
+    aggregator = module.ObservationAggregator
+    compute_summary = aggregator.compute_summary
+
+    @functools.wraps(compute_summary)
+    def compute_summary_of_arrays(self: Any, trainer: Any) -> Any:
+        import chainer
+
+        observation = trainer.observation
+        value = observation.get(self.original_key)
+        if isinstance(value, module.Variable):
+            array = chainer.get_device('@numpy').send(value.array)
+            trainer.observation = {**observation, self.original_key: array}
+        try:
+            return compute_summary(self, trainer)
+        finally:
+            trainer.observation = observation
+
+    aggregator.compute_summary = compute_summary_of_arrays
+
+
+def _fix_resuming(module: Any) -> None:
+    is_changed = module._MultiNodeOptimizer.is_changed
+
+    @functools.wraps(is_changed)
+    def is_changed_or_new(self: Any, target: Any) -> Any:
+        is_first = not self.target_params
+        changed = is_changed(self, target)
+        if is_first and changed:
+            # Unless all have resumed, rank 0 has what the others lack.
+            resumed = self.communicator.allreduce_obj(int(self.t > 0))
+            return resumed < self.communicator.size
+        return changed
+
+    module._MultiNodeOptimizer.is_changed = is_changed_or_new
 
 
 def _fix_memory_utility(module: Any) -> None:
@@ -93,6 +130,18 @@ FIXES = (
         broken='the average of float16 or float32 is not taken in float64',
         when='numpy >= 2',
         apply=_fix_observation_aggregator,
+    ),
+    Fix(
+        module='chainermn.extensions.observation_aggregator',
+        broken='observations that are variables need ChainerX',
+        when=None,
+        apply=_fix_aggregated_variables,
+    ),
+    Fix(
+        module='chainermn.optimizers',
+        broken='the first update after a resume only broadcasts the weights',
+        when=None,
+        apply=_fix_resuming,
     ),
     Fix(
         module='chainermn.communicators._memory_utility',

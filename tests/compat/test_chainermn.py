@@ -86,6 +86,68 @@ def test_average_of_other_observations(value):
     numpy.testing.assert_array_equal(actual, 2 * value)
 
 
+def test_average_of_variables():
+    """The variable stays, with its graph, unless its key is written."""
+
+    class Communicator:
+        rank = 0
+
+        def gather_obj(self, history):
+            return [history, history]
+
+        def bcast_obj(self, obj):
+            return obj
+
+    class Trainer:
+        updater = type('Updater', (), {'iteration': 1})
+
+    loss = chainer.functions.sum(chainer.Variable(numpy.ones(3, 'f')))
+    for key in ('average', 'loss'):
+        trainer = Trainer()
+        trainer.observation = {'loss': loss}
+        chainermn.extensions.ObservationAggregator(
+            Communicator(), 'loss', key
+        )(trainer)
+        assert trainer.observation[key] == 3
+        assert not isinstance(trainer.observation[key], chainer.Variable)
+        assert trainer.observation['loss'] is loss or key == 'loss'
+    assert loss.creator is not None
+    assert isinstance(loss.array, numpy.ndarray)
+
+
+@pytest.mark.parametrize(
+    ('updates', 'broadcasts'), [([0, 0], 1), ([2, 2], 0), ([2, 0], 1)]
+)
+def test_first_update_of_a_multi_node_optimizer(updates, broadcasts):
+    """Only resumed on all ranks, it needs no broadcast and updates at once."""
+
+    class Communicator:
+        size = 2
+        broadcasts = 0
+
+        def allreduce_obj(self, obj):
+            assert obj == (updates[0] > 0)
+            return sum(t > 0 for t in updates)
+
+        def bcast_data(self, model):
+            self.broadcasts += 1
+
+        def multi_node_mean_grad(self, model, zero_fill):
+            pass
+
+    model = chainer.links.Linear(2, 3)
+    optimizer = chainermn.create_multi_node_optimizer(
+        chainer.optimizers.SGD(), Communicator()
+    ).setup(model)
+    optimizer.t = updates[0]
+    for _ in range(3):
+        model.cleargrads()
+        chainer.functions.sum(model(numpy.ones((1, 2), 'f'))).backward()
+        optimizer.update()
+    assert optimizer.communicator.broadcasts == broadcasts
+    assert optimizer.t == updates[0] + 3 - broadcasts
+
+
 class Buffer:
     """Memory of a GPU, on the CPU."""
 

@@ -57,7 +57,7 @@ def train(kind, comm):
     optimizer = chainermn.create_multi_node_optimizer(
         chainer.optimizers.SGD(lr=2**-2), comm
     ).setup(layer)
-    optimizer.is_changed(layer)  # otherwise the first update is a broadcast
+    optimizer.update()  # the first one only broadcasts
     sent = []
     for x, t in make_batches():
         x, t = (array[comm.rank :: comm.size] for array in (x, t))
