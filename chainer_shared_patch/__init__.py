@@ -26,7 +26,11 @@ from chainer_shared_patch import compat
 
 compat.apply()
 
-from chainer_shared_patch import config as _config, exporters as _exporters
+from chainer_shared_patch import (
+    broadcasting as _broadcasting,
+    config as _config,
+    exporters as _exporters,
+)
 from chainer_shared_patch.convert import (
     SharedLayer,
     ShareReport,
@@ -58,6 +62,7 @@ __all__ = [
     'uninstall',
 ]
 
+_broadcasting.register()
 _exporters.register()
 if _config.read_environment():
     install()

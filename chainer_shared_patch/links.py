@@ -315,7 +315,7 @@ class SharedLinear(Linear):
         super().copyparams(link, copy_persistent)
         if link.in_size is not None:
             self.in_size = link.in_size
-            self._take_over(link.order)
+            self.take_over(link.order)
 
     def copy(self, mode: str = 'share') -> SharedLinear:
         """Copies the link, as ``Link.copy``, with an order of its own."""
@@ -324,7 +324,7 @@ class SharedLinear(Linear):
             copied.order = copy.copy(self.order)
         return copied
 
-    def _take_over(self, order: Any) -> None:
+    def take_over(self, order: Any) -> None:
         """Takes over the order of the W that has been copied or loaded.
 
         In place, as W, so that a graph that ``static_graph`` has recorded and
@@ -406,7 +406,7 @@ class SharedLinear(Linear):
             in_size, order = loading.read_sharing(self, serializer)
             super().serialize(serializer)
             self.in_size = in_size
-            self._take_over(order)
+            self.take_over(order)
         else:
             self._follow_W()
             super().serialize(serializer)
