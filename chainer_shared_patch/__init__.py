@@ -27,7 +27,7 @@ from chainer_shared_patch import compat
 compat.apply()
 
 from chainer_shared_patch import (
-    broadcasting as _broadcasting,
+    distributed as _distributed,
     config as _config,
     exporters as _exporters,
 )
@@ -62,7 +62,7 @@ __all__ = [
     'uninstall',
 ]
 
-_broadcasting.register()
+_distributed.register()
 _exporters.register()
 if _config.read_environment():
     install()

@@ -15,7 +15,7 @@ from chainer_shared_patch.compat import (
     chainermn,
     environment_check,
     hdf5,
-    mnist,
+    mnist_download,
     npz_pickles,
     numpy_promotion,
     numpy_removals,
@@ -42,7 +42,7 @@ FIXES: tuple[Fix, ...] = (
     *hdf5.FIXES,
     *npz_pickles.FIXES,
     *stored_shapes.FIXES,
-    *mnist.FIXES,
+    *mnist_download.FIXES,
     *onnx_chainer.FIXES,
     *chainermn.FIXES,
 )

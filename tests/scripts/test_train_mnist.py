@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import chainer_shared_patch  # noqa: F401
-from chainer_shared_patch.compat import mnist
+from chainer_shared_patch.compat import mnist_download
 from chainer_shared_patch.datasets import read_directory
 import numpy
 import pytest
@@ -187,7 +187,7 @@ def test_auto_falls_back_on_the_sample(tmp_path):
     assert result.returncode == 1
     assert 'train_mnist.py: error: ' in result.stderr
     assert 'Traceback' not in result.stderr
-    for mirror in mnist.MIRRORS:
+    for mirror in mnist_download.MIRRORS:
         assert mirror in result.stderr
 
 

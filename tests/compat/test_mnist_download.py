@@ -8,7 +8,7 @@ import sys
 import threading
 
 import chainer_shared_patch  # noqa: F401
-from chainer_shared_patch.compat import mnist
+from chainer_shared_patch.compat import mnist_download
 import chainer
 from chainer.dataset import download
 import numpy
@@ -88,15 +88,17 @@ def serve(files, monkeypatch):
 
     def serve(*answers):
         started = list(map(start, answers))
-        monkeypatch.setattr(mnist, 'MIRRORS', [url for url, _ in started])
+        monkeypatch.setattr(
+            mnist_download, 'MIRRORS', [url for url, _ in started]
+        )
         return [requests for _, requests in started]
 
     sha256 = {
         name: hashlib.sha256(content).hexdigest()
         for name, content in files.items()
     }
-    monkeypatch.setattr(mnist, 'SHA256', sha256)
-    monkeypatch.setattr(mnist, 'TIMEOUT', 0.5)
+    monkeypatch.setattr(mnist_download, 'SHA256', sha256)
+    monkeypatch.setattr(mnist_download, 'TIMEOUT', 0.5)
     yield serve
     stop.set()
     for server in servers:
@@ -135,13 +137,13 @@ def test_download(files, arrays, serve, root):
 )
 def test_bad_mirror(files, arrays, serve, root, answer, words):
     bad, good = serve(answer, 'good')
-    assert_is(mnist.retrieve('train.npz'), arrays['train'])
+    assert_is(mnist_download.retrieve('train.npz'), arrays['train'])
     assert len(bad) == len(good) == 2
     serve(answer)
     with pytest.raises(OSError) as info:
-        mnist.retrieve('test.npz')
+        mnist_download.retrieve('test.npz')
     message = str(info.value)
-    assert f'{mnist.MIRRORS[0]}t10k-images-idx3-ubyte.gz: ' in message
+    assert f'{mnist_download.MIRRORS[0]}t10k-images-idx3-ubyte.gz: ' in message
     assert words in message
     # And where to put which files.
     assert str(root) in message
@@ -158,32 +160,38 @@ def test_files_put_there_by_hand(files, arrays, serve, root, uncompressed):
             name, content = name[: -len('.gz')], gzip.decompress(content)
         (root / name).write_bytes(content)
     serve()
-    assert_is(mnist.retrieve('train.npz'), arrays['train'])
+    assert_is(mnist_download.retrieve('train.npz'), arrays['train'])
     name = sorted(os.listdir(root))[0]
     (root / name).write_bytes(b'damaged')
     with pytest.raises(ValueError, match=name):
-        mnist.retrieve('test.npz')
+        mnist_download.retrieve('test.npz')
 
 
 def test_file_made_by_chainer(arrays, serve, root):
     root.mkdir(parents=True)
     numpy.savez_compressed(root / 'train.npz', **arrays['train'])
     serve()
-    assert_is(mnist.retrieve('train.npz'), arrays['train'])
+    assert_is(mnist_download.retrieve('train.npz'), arrays['train'])
 
 
 def retrieve_in_process(directory, sha256, mirrors, barrier, queue):
     download.set_dataset_root(directory)
-    mnist.SHA256, mnist.MIRRORS = sha256, mirrors
+    mnist_download.SHA256, mnist_download.MIRRORS = sha256, mirrors
     barrier.wait(60)
-    queue.put(mnist.retrieve('train.npz'))
+    queue.put(mnist_download.retrieve('train.npz'))
 
 
 def test_processes_that_start_at_once(arrays, serve, root, tmp_path):
     serve('good')
     context = multiprocessing.get_context('spawn')
     barrier, queue = context.Barrier(3), context.Queue()
-    args = (str(tmp_path), mnist.SHA256, mnist.MIRRORS, barrier, queue)
+    args = (
+        str(tmp_path),
+        mnist_download.SHA256,
+        mnist_download.MIRRORS,
+        barrier,
+        queue,
+    )
     processes = [
         context.Process(target=retrieve_in_process, args=args)
         for _ in range(3)

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-SCRIPT = Path(__file__).with_name('share_layers.py')
+SCRIPT = Path(__file__).with_name('broadcast_orders.py')
 
 
 @pytest.mark.parametrize('how', ['bcast_data', 'first update'])
