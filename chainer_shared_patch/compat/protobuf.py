@@ -22,14 +22,14 @@ def _make_caffe_pb2(run: Any, module: Any) -> None:
     )
     # The literal is the argument of a function that encodes it.
     (literal,) = value.args  # type: ignore[attr-defined]
-    names = vars(module)
+    namespace = vars(module)
     # A separate pool, since other packages may have their own caffe.proto.
-    names['DESCRIPTOR'] = descriptor_pool.DescriptorPool().AddSerializedFile(
+    namespace['DESCRIPTOR'] = descriptor_pool.DescriptorPool().AddSerializedFile(
         literal.value.encode('latin1')
     )
-    builder.BuildMessageAndEnumDescriptors(names['DESCRIPTOR'], names)
+    builder.BuildMessageAndEnumDescriptors(namespace['DESCRIPTOR'], namespace)
     builder.BuildTopDescriptorsAndMessages(
-        names['DESCRIPTOR'], module.__name__, names
+        namespace['DESCRIPTOR'], module.__name__, namespace
     )
 
 

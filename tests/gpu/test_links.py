@@ -71,12 +71,12 @@ def test_file_and_copyparams(arrays, device, tmp_path):
     _, W, b, _ = arrays
     host = chainer.get_device('@numpy')
     source = SharedLinear.from_params(W, b, common_num=N, order=PERMUTATION)
-    for here, there in ((host, device), (device, host)):
-        source.to_device(here)
+    for saved_on, loaded_on in ((host, device), (device, host)):
+        source.to_device(saved_on)
         save_npz(str(tmp_path / 'link.npz'), source)
-        target = SharedLinear(N * K, 5, common_num=N).to_device(there)
+        target = SharedLinear(N * K, 5, common_num=N).to_device(loaded_on)
         load_npz(str(tmp_path / 'link.npz'), target)
-        check(target, there, arrays)
-        target = SharedLinear(N * K, 5, common_num=N).to_device(there)
+        check(target, loaded_on, arrays)
+        target = SharedLinear(N * K, 5, common_num=N).to_device(loaded_on)
         target.copyparams(source)
-        check(target, there, arrays)
+        check(target, loaded_on, arrays)
