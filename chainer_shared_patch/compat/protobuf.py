@@ -24,12 +24,12 @@ def _make_caffe_pb2(run: Any, module: Any) -> None:
     (literal,) = value.args  # type: ignore[attr-defined]
     namespace = vars(module)
     # A separate pool, since other packages may have their own caffe.proto.
-    namespace['DESCRIPTOR'] = descriptor_pool.DescriptorPool().AddSerializedFile(
-        literal.value.encode('latin1')
-    )
-    builder.BuildMessageAndEnumDescriptors(namespace['DESCRIPTOR'], namespace)
+    pool = descriptor_pool.DescriptorPool()
+    descriptor = pool.AddSerializedFile(literal.value.encode('latin1'))
+    namespace['DESCRIPTOR'] = descriptor
+    builder.BuildMessageAndEnumDescriptors(descriptor, namespace)
     builder.BuildTopDescriptorsAndMessages(
-        namespace['DESCRIPTOR'], module.__name__, namespace
+        descriptor, module.__name__, namespace
     )
 
 
