@@ -19,8 +19,8 @@ import zlib
 
 import chainer_shared_patch
 from chainer_shared_patch import SharedLinear, config
-from chainer_shared_patch.runner import _make_parser
 from chainer_shared_patch.compat.mnist import read_directory
+from chainer_shared_patch.runner import _make_parser
 import chainer
 import chainer.functions as F
 import chainer.links as L

@@ -12,6 +12,7 @@ import sys
 
 from chainer_shared_patch.compat import (
     chainermn,
+    cupy_atomic_add,
     environment_check,
     hdf5,
     mnist,
@@ -31,6 +32,7 @@ __all__ = ['FIXES', 'Fix', 'apply']
 
 FIXES: tuple[Fix, ...] = (
     *environment_check.FIXES,
+    *cupy_atomic_add.FIXES,
     *numpy_removals.FIXES,
     *numpy_promotion.FIXES,
     *pkg_resources.FIXES,
