@@ -22,7 +22,7 @@ import sys
 import types
 from typing import Any
 
-from chainer_shared_patch import config, info
+from chainer_shared_patch import config, info, startup
 import chainer
 
 
@@ -31,7 +31,7 @@ def _make_parser() -> argparse.ArgumentParser:
         prog='python -m chainer_shared_patch',
         usage='%(prog)s [--common-num N] [--algorithm A] '
         '(FILE | -m MODULE) [ARG ...]\n'
-        '       %(prog)s --info',
+        '       %(prog)s (--info | --enable | --disable)',
         description='Run an unmodified program under the patch, which shares '
         'the weights of fully connected layers.',
         allow_abbrev=False,
@@ -53,6 +53,15 @@ def _make_parser() -> argparse.ArgumentParser:
         '--info',
         action='store_true',
         help='print what to include in a bug report, and exit',
+    )
+    parser.add_argument(
+        '--enable',
+        action='store_true',
+        help='make every Python of this environment import the plugin '
+        'before Chainer, and exit',
+    )
+    parser.add_argument(
+        '--disable', action='store_true', help='undo --enable, and exit'
     )
     parser.add_argument('-m', action='store_true', help='run a module')
     parser.add_argument(
@@ -85,6 +94,11 @@ def main() -> None:
         if hasattr(signal, 'SIGPIPE'):  # so that `--info | head` ends quietly
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         info.print_info()
+    elif args.enable or args.disable:
+        try:
+            startup.enable() if args.enable else startup.disable()
+        except OSError as error:
+            parser.exit(1, f'{parser.prog}: error: cannot change {error}\n')
     elif not args.program:
         parser.error('give a program to run: a file, or -m MODULE')
     elif not args.m and not os.path.exists(args.program[0]):
