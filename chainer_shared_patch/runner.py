@@ -23,6 +23,7 @@ import types
 from typing import Any
 
 from chainer_shared_patch import config, info, startup
+from chainer_shared_patch.functions import shared_weights
 import chainer
 
 
@@ -79,6 +80,7 @@ def main() -> None:
     args = parser.parse_args()
     # Set them in the environment too, for processes that the program starts.
     settings: Any = chainer.global_config
+    number = settings.common_num
     if args.common_num is not None:
         try:
             number = config.parse_common_num(args.common_num, '--common-num')
@@ -107,7 +109,27 @@ def main() -> None:
         _patch_spawned_processes()
         sys.excepthook = _print_exception
         sys.argv = args.program
-        _run(args.program[0], args.m)
+        process = os.getpid()
+        try:
+            _run(args.program[0], args.m)
+        except SystemExit as error:
+            if error.code not in (None, 0):
+                raise
+        # A child that the program has forked may come here, too.
+        if number > 1 and os.getpid() == process:
+            print(_describe_sharing(number), file=sys.stderr)
+
+
+def _describe_sharing(common_num: int) -> str:
+    """Says which layers have been shared, since nothing else may show it."""
+    if not shared_weights:
+        return (
+            'no layer was shared: no input was '
+            f'{common_num} times as wide as the weight of its layer'
+        )
+    return 'shared layers: ' + ', '.join(
+        f'W of shape {shape} by {n} blocks' for shape, n in shared_weights
+    )
 
 
 def _run(program: str, is_module: bool) -> None:
