@@ -34,7 +34,7 @@ export PIP_BUILD_CONSTRAINT := \
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help train train-distributed test benchmark compare test-gpu wheels \
-    docs test-kernels test-all mutation lint format audit dist smoke clean
+    wheelhouse docs test-kernels test-all mutation lint format audit dist smoke clean
 
 help:
 	@echo 'make train        train the network of the article on MNIST'
@@ -45,6 +45,7 @@ help:
 	@echo 'make compare      compare accuracy and size with the alternatives (an hour)'
 	@echo 'make test-gpu     run the tests that need CuPy and a GPU'
 	@echo 'make wheels       collect the wheels that scripts/verify/gpu.sh needs'
+	@echo 'make wheelhouse   build wheels that install without the two variables'
 	@echo 'make test-kernels run the arithmetic tests with each BLAS kernel'
 	@echo 'make test-all     run all tests with several versions of Python and NumPy'
 	@echo 'make mutation     look for changes to the code that no test notices (hours)'
@@ -87,6 +88,12 @@ test-gpu: $(VENV)/installed-test,$(CUDA)
 wheels: $(VENV)/bin/python
 	$(VENV)/bin/python -m pip wheel --quiet --wheel-dir wheels '.[test]' mock
 	rm -rf build wheels/numpy-*.whl
+
+# Chainer has no wheel of its own. Everything else that is needed has one.
+wheelhouse: $(VENV)/bin/python
+	$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir wheelhouse \
+	    chainer==7.8.1 .
+	rm -rf build
 
 # NumPy's OpenBLAS adds in a different order with each kind of kernel. These are
 # the kinds that this processor can run, judging by its instructions.
@@ -161,7 +168,7 @@ smoke: dist
 	.smoke/bin/python scripts/verify/smoke.py
 
 clean:
-	rm -rf $(VENV) .audit .smoke build dist wheels sbom.json *.egg-info .mypy_cache .pytest_cache .ruff_cache \
+	rm -rf $(VENV) .audit .smoke build dist wheels wheelhouse sbom.json *.egg-info .mypy_cache .pytest_cache .ruff_cache \
 	    .hypothesis .tox
 
 $(VENV)/bin/python:

@@ -38,6 +38,10 @@ import numpy
 VariableOrArray = Union[Variable, NdArray]
 
 
+# Of what has been shared in this process, in order: the shape of W, and n.
+shared_weights: dict[tuple[tuple[int, ...], int], None] = {}
+
+
 class SharedLinearFunction(linear.LinearFunction):
     """A ``LinearFunction`` whose weight the blocks of the input share.
 
@@ -125,6 +129,7 @@ class SharedLinearFunction(linear.LinearFunction):
                     type_check.get_types(inputs, 'in_types', False)
                 )
         x, W, *b = inputs
+        shared_weights[W.shape, self.common_num] = None
         if self.shared_algorithm == 'sum':
             (x,) = _static_sum_blocks(
                 self.common_num, W.dtype, self.order, inputs=[x]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 
 import chainer_shared_patch
-from chainer_shared_patch import compat
+from chainer_shared_patch import compat, startup
 import chainer
 from chainer.backends import cuda
 
@@ -21,6 +21,8 @@ def print_info() -> None:
         print('CUDA:', ' '.join(str(error).split()))
     state = 'installed' if chainer_shared_patch.is_installed() else 'off'
     print('Patch:', state)
+    path = startup.get_path()
+    print('Enabled for this environment:', path if path.exists() else 'no')
     for name in ('common_num', 'shared_algorithm', 'allow_pickle'):
         print(f'chainer.global_config.{name}:', end=' ')
         print(getattr(chainer.global_config, name))

@@ -22,7 +22,8 @@ import sys
 import types
 from typing import Any
 
-from chainer_shared_patch import config, info
+from chainer_shared_patch import config, info, startup
+from chainer_shared_patch.functions import shared_weights
 import chainer
 
 
@@ -31,7 +32,7 @@ def _make_parser() -> argparse.ArgumentParser:
         prog='python -m chainer_shared_patch',
         usage='%(prog)s [--common-num N] [--algorithm A] '
         '(FILE | -m MODULE) [ARG ...]\n'
-        '       %(prog)s --info',
+        '       %(prog)s (--info | --enable | --disable)',
         description='Run an unmodified program under the patch, which shares '
         'the weights of fully connected layers.',
         allow_abbrev=False,
@@ -54,6 +55,15 @@ def _make_parser() -> argparse.ArgumentParser:
         action='store_true',
         help='print what to include in a bug report, and exit',
     )
+    parser.add_argument(
+        '--enable',
+        action='store_true',
+        help='make every Python of this environment import the plugin '
+        'before Chainer, and exit',
+    )
+    parser.add_argument(
+        '--disable', action='store_true', help='undo --enable, and exit'
+    )
     parser.add_argument('-m', action='store_true', help='run a module')
     parser.add_argument(
         'program',
@@ -70,6 +80,7 @@ def main() -> None:
     args = parser.parse_args()
     # Set them in the environment too, for processes that the program starts.
     settings: Any = chainer.global_config
+    number = settings.common_num
     if args.common_num is not None:
         try:
             number = config.parse_common_num(args.common_num, '--common-num')
@@ -85,6 +96,11 @@ def main() -> None:
         if hasattr(signal, 'SIGPIPE'):  # so that `--info | head` ends quietly
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         info.print_info()
+    elif args.enable or args.disable:
+        try:
+            startup.enable() if args.enable else startup.disable()
+        except OSError as error:
+            parser.exit(1, f'{parser.prog}: error: cannot change {error}\n')
     elif not args.program:
         parser.error('give a program to run: a file, or -m MODULE')
     elif not args.m and not os.path.exists(args.program[0]):
@@ -93,7 +109,27 @@ def main() -> None:
         _patch_spawned_processes()
         sys.excepthook = _print_exception
         sys.argv = args.program
-        _run(args.program[0], args.m)
+        process = os.getpid()
+        try:
+            _run(args.program[0], args.m)
+        except SystemExit as error:
+            if error.code not in (None, 0):
+                raise
+        # A child that the program has forked may come here, too.
+        if number > 1 and os.getpid() == process:
+            print(_describe_sharing(number), file=sys.stderr)
+
+
+def _describe_sharing(common_num: int) -> str:
+    """Says which layers have been shared, since nothing else may show it."""
+    if not shared_weights:
+        return (
+            'no layer was shared: no input was '
+            f'{common_num} times as wide as the weight of its layer'
+        )
+    return 'shared layers: ' + ', '.join(
+        f'W of shape {shape} by {n} blocks' for shape, n in shared_weights
+    )
 
 
 def _run(program: str, is_module: bool) -> None:

@@ -70,6 +70,50 @@ def test_script(folder):
     assert result.returncode == 0
 
 
+WIDTH = """
+import os, sys
+import chainer.functions as F, numpy
+
+if __name__ == '__main__':
+    x, W = numpy.ones((1, 20), 'f'), numpy.ones((3, int(sys.argv[1])), 'f')
+    for _ in range(2):
+        F.linear(x, W)
+    if os.fork() == 0:
+        sys.exit()
+    os.wait()
+    {}
+"""
+
+
+@pytest.mark.parametrize('as_module', [False, True])
+@pytest.mark.parametrize('ending', ['pass', 'sys.exit()'])
+def test_says_what_was_shared(folder, as_module, ending):
+    (folder / 'width.py').write_text(WIDTH.format(ending))
+    command = ('-m', 'width') if as_module else ('width.py',)
+    result = run(folder, *OPTIONS, *command, '2')
+    assert result.stderr == 'shared layers: W of shape (3, 2) by 10 blocks\n'
+    assert result.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ('ending', 'common_num', 'lines'),
+    [
+        ('pass', '10', ['no layer was shared: no input was 10 times as wide']),
+        ('pass', '1', []),
+        ('sys.exit(3)', '10', []),
+        ('0 / 0', '10', ['Traceback']),
+    ],
+)
+def test_says_that_nothing_was_shared(folder, ending, common_num, lines):
+    (folder / 'width.py').write_text(WIDTH.format(ending))
+    result = run(folder, 'width.py', '20', CHAINER_COMMON_NUM=common_num)
+    printed = result.stderr.splitlines()
+    assert len(printed[:1]) == len(lines)
+    assert 'no layer' not in ''.join(printed[1:])
+    for start, line in zip(lines, printed):
+        assert line.startswith(start)
+
+
 def test_script_elsewhere(folder):
     (folder / 'sub').mkdir()
     path = os.path.join('..', 'script.py')
@@ -277,9 +321,11 @@ def test_info(folder):
         'chainer.datasets.mnist: ',
     ):
         assert words in result.stdout
-    (line,) = re.findall('^  chainer.backends.cuda: .*', result.stdout, re.M)
+    lines = re.findall('^  chainer.backends.cuda: .*', result.stdout, re.M)
     needed = importing.is_met('cupy >= 14')
-    assert line.endswith('applied' if needed else 'not needed')
+    for line in lines:
+        assert line.endswith('applied' if needed else 'not needed')
+    assert lines
     result = run(folder, '--info', CHAINER_SHARED_PATCH='0')
     assert 'Patch: off' in result.stdout
 

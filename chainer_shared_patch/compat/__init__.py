@@ -13,6 +13,7 @@ import sys
 from chainer_shared_patch.compat import (
     adam,
     chainermn,
+    cupy_atomic_add,
     environment_check,
     hdf5,
     mnist_download,
@@ -32,6 +33,7 @@ __all__ = ['FIXES', 'Fix', 'apply']
 
 FIXES: tuple[Fix, ...] = (
     *environment_check.FIXES,
+    *cupy_atomic_add.FIXES,
     *numpy_removals.FIXES,
     *numpy_promotion.FIXES,
     *adam.FIXES,

@@ -10,6 +10,7 @@ import contextlib
 import copy
 from dataclasses import dataclass, field
 import functools
+import importlib
 from importlib import metadata
 import importlib.abc
 import importlib.machinery
@@ -37,12 +38,20 @@ def is_met(text: str) -> bool:
     )
 
 
-def _find_versions(name: str) -> Iterator[str]:
+def _find_versions(name: str) -> list[str]:
     if name == 'python':
-        yield '.'.join(map(str, sys.version_info[:3]))
+        return ['.'.join(map(str, sys.version_info[:3]))]
+    versions = []
     for distribution in CUPY if name == 'cupy' else (name,):
         with contextlib.suppress(metadata.PackageNotFoundError):
-            yield metadata.version(distribution)
+            versions.append(metadata.version(distribution))
+    if not versions:  # frozen applications have modules alone
+        with contextlib.suppress(ImportError, AttributeError):
+            module = importlib.import_module(
+                'google.protobuf' if name == 'protobuf' else name
+            )
+            versions.append(module.__version__)
+    return versions
 
 
 @dataclass(eq=False)

@@ -34,7 +34,7 @@ def install(monkeypatch):
         ('73.0.1', 'setuptools >= 74', False),
         ('75rc1', 'setuptools >= 74', True),
         ('80.10.2', 'setuptools >= 80.9; python_version < "3"', False),
-        ('80.10.2', 'numpy >= 2', False),
+        ('80.10.2', 'no-such-distribution >= 2', False),
     ],
 )
 def test_requirements(install, installed, requirement, expected):
@@ -47,6 +47,14 @@ def test_cupy_under_each_name(install, name):
     install(name, '14.2.0')
     assert importing.is_met('cupy >= 14')
     assert not importing.is_met('cupy >= 15')
+
+
+@pytest.mark.parametrize('name', ['numpy', 'protobuf'])
+def test_module_without_its_distribution(install, name):
+    # As in a frozen application.
+    install('no-such-distribution', '1')
+    assert importing.is_met(f'{name} >= 1')
+    assert not importing.is_met(f'{name} >= 1000')
 
 
 def test_python_is_a_requirement():

@@ -1,10 +1,12 @@
 import chainer_shared_patch  # noqa: F401
 import chainer
+from chainer.backends.cuda import to_cpu
 from chainer.dataset import concat_examples
 import chainer.functions as F
 import numpy
 import pytest
 
+from tests import helpers
 from tests.helpers import assert_close, assert_same
 
 
@@ -44,13 +46,18 @@ def interpolate(x, out_size, mode, align_corners):
 )
 def test_resize_images(random, out_shape, mode, align_corners):
     x = random.rand(2, 3, 4, 6).astype('f')
-    y = F.resize_images(x, out_shape, mode=mode, align_corners=align_corners)
+    y = F.resize_images(
+        helpers.DEVICE.send(x),
+        out_shape,
+        mode=mode,
+        align_corners=align_corners,
+    )
     exact = x.astype('d')
     for out_size in reversed(out_shape):
         exact = interpolate(exact, out_size, mode, align_corners)
         exact = exact.swapaxes(-1, -2)
     # Four products with weights that are differences and products.
-    assert_close(y.array, exact, numpy.ones(exact.shape), (16, 'f'))
+    assert_close(to_cpu(y.array), exact, numpy.ones(exact.shape), (16, 'f'))
 
 
 @pytest.mark.parametrize('padding', [float('nan'), 1e40])
