@@ -19,6 +19,8 @@ from chainer_shared_patch.compat import (
     numpy_promotion,
     numpy_removals,
     onnx_chainer,
+    onnx_converters,
+    onnx_sizes,
     pkg_resources,
     processes,
     protobuf,
@@ -42,6 +44,8 @@ FIXES: tuple[Fix, ...] = (
     *stored_shapes.FIXES,
     *mnist.FIXES,
     *onnx_chainer.FIXES,
+    *onnx_converters.FIXES,
+    *onnx_sizes.FIXES,
     *chainermn.FIXES,
 )
 
