@@ -341,7 +341,7 @@ _INPUTS = {
 }
 
 
-def _fix_graph(graph: Any) -> None:
+def _fix_inputs(graph: Any) -> None:
     from onnx import helper
 
     create_node = graph.Graph.create_node
@@ -350,30 +350,41 @@ def _fix_graph(graph: Any) -> None:
     def create_node_with_inputs(self: Any, *args: Any) -> Any:
         nodes = create_node(self, *args)
         for i, node in enumerate(nodes):
-            attribute_name, opset = _INPUTS.get(node.op_type, ('', 0))
-            if self.specified_opset_version < opset or not opset:
+            name, opset = _INPUTS.get(node.op_type, ('', 0))
+            if not name or self.specified_opset_version < opset:
                 continue
-            for attribute in node.attribute:
-                if attribute.name == attribute_name:
-                    value = helper.get_attribute_value(attribute)
-                    dtype = 'f' if isinstance(value, float) else 'q'
-                    node.input.append(
-                        self.context.add_const(
-                            numpy.array(value, dtype), f'{attribute_name}_{i}'
-                        )
-                    )
-                    node.attribute.remove(attribute)
-                    break
-            else:
-                if node.op_type == 'Split' and (
-                    self.specified_opset_version >= 18
-                ):
-                    node.attribute.append(
-                        helper.make_attribute('num_outputs', len(node.output))
-                    )
+            found = [each for each in node.attribute if each.name == name]
+            for attribute in found:
+                value = helper.get_attribute_value(attribute)
+                dtype = 'f' if isinstance(value, float) else 'q'
+                array = numpy.array(value, dtype)
+                constant = self.context.add_const(array, f'{name}_{i}')
+                node.input.append(constant)
+                node.attribute.remove(attribute)
+            is_split = node.op_type == 'Split'
+            if is_split and not found and self.specified_opset_version > 17:
+                attribute = helper.make_attribute(
+                    'num_outputs', len(node.output)
+                )
+                node.attribute.append(attribute)
         return nodes
 
     graph.Graph.create_node = create_node_with_inputs
+
+
+def _fix_order(graph: Any) -> None:
+    to_onnx_graph = graph.Graph.to_onnx_graph
+
+    @functools.wraps(to_onnx_graph)
+    def to_onnx_graph_in_order(self: Any) -> None:
+        variables = list(self.network_outputs.values())
+        to_onnx_graph(self)
+        names = {id(var): name for name, var in self.network_outputs.items()}
+        self.network_outputs.clear()
+        for var in variables:
+            self.network_outputs[names[id(var)]] = var
+
+    graph.Graph.to_onnx_graph = to_onnx_graph_in_order
 
 
 FIXES = (
@@ -385,9 +396,15 @@ FIXES = (
     ),
     Fix(
         module='onnx_chainer.graph',
-        broken='attributes that are inputs since opset 12 are written as '
+        broken='attributes that are inputs since opset 12, 13 or 18 are '
         'attributes',
         when=None,
-        apply=_fix_graph,
+        apply=_fix_inputs,
+    ),
+    Fix(
+        module='onnx_chainer.graph',
+        broken='the outputs are in the order in which they are computed',
+        when=None,
+        apply=_fix_order,
     ),
 )

@@ -41,7 +41,8 @@ def _find_axes(args: list[Any], shapes: list[Any]) -> list[_Axis]:
                 key = axis if name is None else name
                 if key not in names:
                     names.append(key)
-                other_size = size * _FACTORS[names.index(key) % len(_FACTORS)]
+                factor = _FACTORS[names.index(key) % len(_FACTORS)]
+                other_size = max(size, 1) * factor
             else:
                 other_size = name
             if other_size != size:
@@ -56,7 +57,7 @@ def _resize(args: list[Any], axes: list[_Axis]) -> list[Any]:
     for each in axes:
         array = arrays[each.number]
         xp = get_array_module(array)
-        indices = xp.arange(each.other_size) % each.size
+        indices = xp.arange(each.other_size) % max(each.size, 1)
         arrays[each.number] = xp.take(array, indices, each.axis)
     return arrays
 
@@ -95,10 +96,11 @@ class _Graph:
         graph = model.graph
         self.nodes = graph.node
         self.inputs = list(sizes)
+        self.outputs = [each.name for each in graph.output]
         self.constants = {
             node.output[0]: numpy_helper.to_array(node.attribute[0].t)
             for node in graph.node
-            if node.op_type == 'Constant'
+            if node.op_type == 'Constant' and node.attribute[0].name == 'value'
         }
         self.weights = {
             each.name: numpy_helper.to_array(each)
@@ -125,9 +127,7 @@ class _Graph:
 
 def _are_same(a: Any, b: Any) -> bool:
     return bool(
-        a is not None
-        and b is not None
-        and a.dtype == b.dtype
+        a.dtype == b.dtype
         and a.shape == b.shape
         and a.tobytes() == b.tobytes()
     )
@@ -145,24 +145,25 @@ class _Difference(NamedTuple):
 
 def _refuse(axes: list[_Axis], what: str) -> None:
     names = ' or '.join(sorted({repr(each.name) for each in axes}))
-    hint = ''
-    # Chainer leaves out some functions where an axis has the size 1.
-    if any(each.size == 1 for each in axes):
-        hint = ' with an example of size 1: try 2'
     raise ValueError(
         f'export(): {what} depends on the size of an axis that input_shapes '
-        f'gives as {names}, in a way that cannot be exported{hint}'
+        f'gives as {names}, in a way that cannot be exported'
     )
 
 
 def _compare(a: _Graph, b: _Graph, axes: list[_Axis]) -> list[_Difference]:
     """Lists where constants differ, and refuses all other differences."""
     if [x.op_type for x in a.nodes] != [y.op_type for y in b.nodes]:
-        _refuse(axes, 'which functions the model calls')
+        # Chainer skips some functions that would not change the shape.
+        _refuse(
+            axes,
+            'which functions the model calls, perhaps only with an example '
+            'of this size,',
+        )
     differences = []
     same = dict(zip(a.inputs, b.inputs))
     for x, y in zip(a.nodes, b.nodes):
-        if x.op_type == 'Constant':
+        if x.output[0] in a.constants and y.output[0] in b.constants:
             continue
         is_same = (
             len(x.input) == len(y.input)
@@ -184,6 +185,8 @@ def _compare(a: _Graph, b: _Graph, axes: list[_Axis]) -> list[_Difference]:
         if not is_same:
             _refuse(axes, x.name.split('_tmp_')[0])
         same.update(zip(x.output, y.output))
+    if [same.get(name) for name in a.outputs] != b.outputs:
+        _refuse(axes, 'what the model returns')
     return differences
 
 
@@ -264,11 +267,10 @@ def _compute(
     return nodes
 
 
-def _free(model: Any, other: Any, axes: list[_Axis], sizes: Any) -> None:
-    """Writes a model so that it follows the sizes of its inputs."""
+def _follow_sizes(a: _Graph, b: _Graph, axes: list[_Axis]) -> list[Any]:
+    """Returns the nodes of a model that follows the sizes of its inputs."""
     from onnx import helper, numpy_helper
 
-    a, b = (_Graph(m, s) for m, s in zip((model, other), sizes))
     replaced: dict[str, list[Any]] = {}
     differences = _compare(a, b, axes)
     readers = collections.Counter(each.name for each in differences)
@@ -283,43 +285,47 @@ def _free(model: Any, other: Any, axes: list[_Axis], sizes: Any) -> None:
             replaced[each.name] = [
                 helper.make_node('Constant', [], [each.name], value=tensor)
             ]
-    nodes = [
+    return [
         new for node in a.nodes for new in replaced.get(node.output[0], [node])
     ]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+
+
+def _to_list(args: Any) -> list[Any]:
+    if isinstance(args, dict):
+        return list(args.values())
+    return list(args) if isinstance(args, (list, tuple)) else [args]
 
 
 def _run_with_other_sizes(
-    run: Any, options: dict[str, Any], arrays: list[Any], axes: list[_Axis]
-) -> tuple[Any, Any]:
+    run: Any, options: dict[str, Any], examples: list[Any], axes: list[_Axis]
+) -> _Graph:
     args = options['args']
-    if isinstance(args, dict):
-        args = dict(zip(args, arrays))
-    elif isinstance(args, (list, tuple)):
-        args = arrays
-    else:
-        (args,) = arrays
-    options = {
-        **options,
-        'args': args,
-        'filename': None,
-        'input_shapes': None,
-        'return_named_inout': True,
-    }
     try:
+        arrays = _resize(examples, axes)
+        if isinstance(args, dict):
+            args = dict(zip(args, arrays))
+        else:
+            args = arrays if isinstance(args, (list, tuple)) else arrays[0]
+        options = {
+            **options,
+            'args': args,
+            'filename': None,
+            'input_shapes': None,
+            'return_named_inout': True,
+        }
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             model, inputs, _ = run(**options)
     except Exception as error:
         sizes = ' and '.join(
-            sorted({f'{a.other_size} for {a.name!r}' for a in axes})
+            sorted({f'{each.other_size} for {each.name!r}' for each in axes})
         )
         raise ValueError(
             f'export(): the model fails with {sizes} in input_shapes: '
             f'{type(error).__name__}: {error}'
         ) from error
-    return model, inputs
+    shapes = [array.shape for array in arrays]
+    return _Graph(model, dict(zip(inputs, shapes)))
 
 
 def _fix_export(export: Any) -> None:
@@ -329,50 +335,44 @@ def _fix_export(export: Any) -> None:
     @functools.wraps(run)
     def run_with_open_axes(*args: Any, **kwargs: Any) -> Any:
         options = dict(signature.bind(*args, **kwargs).arguments)
-        axes = []
-        if options['input_shapes'] is not None:
-            examples = _to_list(options['args'])
-            shapes = export.format_customized_shapes(
+        if options['input_shapes'] is None:
+            return run(**options)
+        examples = _to_list(options['args'])
+        axes = _find_axes(
+            examples,
+            export.format_customized_shapes(
                 options['args'], options['input_shapes']
-            )
-            axes = _find_axes(examples, shapes)
+            ),
+        )
         if not axes:
             return run(**options)
-        before = _State(options['model'])
         has_weights = options['export_params']
         options['export_params'] = True
+        before = _State(options['model'])
+        shape_inference = export.shape_inference
 
+        # The exporter calls it before it writes the file.
         def infer_shapes(model: Any) -> Any:
             after = _State(options['model'])
             before.restore()
-            arrays = _resize(examples, axes)
             try:
-                other, inputs = _run_with_other_sizes(
-                    run, options, arrays, axes
-                )
+                other = _run_with_other_sizes(run, options, examples, axes)
             finally:
                 after.restore()
-            sizes = (
-                dict(zip(inputs, [each.shape for each in values]))
-                for values in (examples, arrays)
-            )
-            _free(model, other, axes, sizes)
+            shapes = [each.shape for each in examples]
+            graph = _Graph(model, dict(zip(other.inputs, shapes)))
+            nodes = _follow_sizes(graph, other, axes)
+            del model.graph.node[:]
+            model.graph.node.extend(nodes)
             if not has_weights:
                 del model.graph.initializer[:]
             return shape_inference.infer_shapes(model)
 
-        shape_inference = export.shape_inference
         replacement = types.SimpleNamespace(infer_shapes=infer_shapes)
         with lent(vars(export), 'shape_inference', replacement):
             return run(**options)
 
     export._export = run_with_open_axes
-
-
-def _to_list(args: Any) -> list[Any]:
-    if isinstance(args, dict):
-        return list(args.values())
-    return list(args) if isinstance(args, (list, tuple)) else [args]
 
 
 FIXES = (
