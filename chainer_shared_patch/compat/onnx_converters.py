@@ -284,6 +284,39 @@ def _convert_transpose(convert: Any, params: Any) -> Any:
     return convert(params)
 
 
+def _convert_normalize(convert: Any, params: Any) -> Any:
+    """Adds eps to the norm, which LpNormalization cannot."""
+    from onnx_chainer.onnx_helper import GraphBuilder
+
+    func, (x,) = params.func, params.input_names
+    eps = numpy.array(func.eps, func.inputs[0].dtype)
+    graph = GraphBuilder()
+    norm = graph.op('ReduceL2', [x], axes=func.axis, keepdims=1)
+    norm = graph.op('Add', [norm, params.context.add_const(eps, 'eps')])
+    graph.op('Div', [x, norm])
+    return graph.nodes(params.output_names)
+
+
+def _convert_max_pooling(convert: Any, params: Any) -> Any:
+    from chainer.utils.conv import get_conv_outsize
+
+    func = params.func
+    windows = (
+        ((func.kh, func.sy, func.ph), (func.kw, func.sx, func.pw))
+        if hasattr(func, 'kh')
+        else zip(func.ksize, func.stride, func.pad)
+    )
+    for size, (ksize, stride, pad) in zip(func.inputs[0].shape[2:], windows):
+        out = get_conv_outsize(size, ksize, stride, pad, func.cover_all)
+        if (out - 1) * stride >= size + pad:
+            raise ValueError(
+                'export(): cannot export max pooling whose last window lies '
+                f'in the padding: of {size} elements with ksize={ksize}, '
+                f'stride={stride} and pad={pad}'
+            )
+    return convert(params)
+
+
 def _convert_n_step_gru(convert: Any, params: Any) -> Any:
     n_layers, _, _, _, _, xs = params.func.args
     if len(params.input_names) != 1 + 12 * n_layers + len(xs):
@@ -305,6 +338,9 @@ _CONVERTERS = {
     'FixedBatchNormalization': _convert_batch_normalization,
     'GetItem': _convert_get_item,
     'GroupNormalization': _convert_group_normalization,
+    'MaxPooling2D': _convert_max_pooling,
+    'MaxPoolingND': _convert_max_pooling,
+    'NormalizeL2': _convert_normalize,
     'PReLUFunction': _convert_prelu,
     'Pad': _convert_pad,
     'Permutate': _convert_permutate,
@@ -329,6 +365,7 @@ def _fix_mapping(mapping: Any) -> None:
 # What became an input of an operator, and in which opset.
 _INPUTS = {
     'Dropout': ('ratio', 12),
+    'ReduceL2': ('axes', 18),
     'ReduceLogSumExp': ('axes', 18),
     'ReduceMax': ('axes', 18),
     'ReduceMean': ('axes', 18),
