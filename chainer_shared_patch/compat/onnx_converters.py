@@ -327,36 +327,8 @@ def _convert_n_step_gru(convert: Any, params: Any) -> Any:
     return convert(params)
 
 
-_CONVERTERS = {
-    'AveragePoolingND': _convert_average_pooling,
-    'BatchNormalization': _convert_batch_normalization,
-    'Clip': _convert_clip,
-    'ClippedReLU': _convert_clipped_relu,
-    'ConvolutionND': _convert_dilated,
-    'Deconvolution2DFunction': _convert_dilated,
-    'DeconvolutionND': _convert_dilated,
-    'FixedBatchNormalization': _convert_batch_normalization,
-    'GetItem': _convert_get_item,
-    'GroupNormalization': _convert_group_normalization,
-    'MaxPooling2D': _convert_max_pooling,
-    'MaxPoolingND': _convert_max_pooling,
-    'NormalizeL2': _convert_normalize,
-    'PReLUFunction': _convert_prelu,
-    'Pad': _convert_pad,
-    'Permutate': _convert_permutate,
-    'ResizeImages': _convert_resize_images,
-    'Rollaxis': _convert_rollaxis,
-    'Softplus': _convert_softplus,
-    'Tile': _convert_tile,
-    'Transpose': _convert_transpose,
-    'Unpooling2D': _convert_unpooling,
-    'Where': _convert_where,
-    'n_step_gru': _convert_n_step_gru,
-}
-
-
-def _fix_mapping(mapping: Any) -> None:
-    for name, convert in _CONVERTERS.items():
+def _use(converters: dict[str, Any], mapping: Any) -> None:
+    for name, convert in converters.items():
         mapping.converters[name] = functools.partial(
             convert, mapping.converters[name]
         )
@@ -424,12 +396,55 @@ def _fix_order(graph: Any) -> None:
     graph.Graph.to_onnx_graph = to_onnx_graph_in_order
 
 
+def _make_fix(broken: str, **converters: Any) -> Fix:
+    apply = functools.partial(_use, converters)
+    return Fix('onnx_chainer.mapping', broken, None, apply)
+
+
 FIXES = (
-    Fix(
-        module='onnx_chainer.mapping',
-        broken='some functions are written wrong, or not at all',
-        when=None,
-        apply=_fix_mapping,
+    _make_fix(
+        'masks, NumPy integers and several arrays as indices are written '
+        'wrong or refused',
+        GetItem=_convert_get_item,
+    ),
+    _make_fix(
+        'constant conditions and indices are missing',
+        Permutate=_convert_permutate,
+        Where=_convert_where,
+    ),
+    _make_fix(
+        'numbers, weights and inputs of different data types meet',
+        BatchNormalization=_convert_batch_normalization,
+        Clip=_convert_clip,
+        ClippedReLU=_convert_clipped_relu,
+        FixedBatchNormalization=_convert_batch_normalization,
+        GroupNormalization=_convert_group_normalization,
+        Pad=_convert_pad,
+    ),
+    _make_fix(
+        'axes are counted otherwise than in Chainer',
+        PReLUFunction=_convert_prelu,
+        Rollaxis=_convert_rollaxis,
+        Tile=_convert_tile,
+        Transpose=_convert_transpose,
+    ),
+    _make_fix(
+        'align_corners, beta, cover_all, dilate, eps, mode and pad_value are '
+        'ignored',
+        AveragePoolingND=_convert_average_pooling,
+        ConvolutionND=_convert_dilated,
+        Deconvolution2DFunction=_convert_dilated,
+        DeconvolutionND=_convert_dilated,
+        MaxPooling2D=_convert_max_pooling,
+        MaxPoolingND=_convert_max_pooling,
+        NormalizeL2=_convert_normalize,
+        ResizeImages=_convert_resize_images,
+        Softplus=_convert_softplus,
+        Unpooling2D=_convert_unpooling,
+    ),
+    _make_fix(
+        'arrays among the arguments of n_step_gru shift the others',
+        n_step_gru=_convert_n_step_gru,
     ),
     Fix(
         module='onnx_chainer.graph',
