@@ -31,24 +31,24 @@ def convert_shared_linear(params: Any) -> Any:
         for name, each in zip(params.input_names, dtypes)
     )
     shape = (node.common_num, node.inputs[1].shape[1])
-    if node.order is None:
+
+    def reshape(*shape: int) -> Any:
         # 0 stands for the batch size, whatever it is.
-        shape_name = context.add_const(
-            numpy.array((0, *shape), numpy.int64), 'shape'
-        )
-        x = graph.op('Reshape', [x, shape_name])
+        array = numpy.array((0, *shape), numpy.int64)
+        return graph.op('Reshape', [x, context.add_const(array, 'shape')])
+
+    if node.order is None:
+        x = reshape(*shape)
         axis = 1
     else:
+        # Gather would also take a matrix of another width.
+        x = reshape(shape[0] * shape[1])
         # For batches, onnxruntime gathers rows faster than columns.
         order = to_cpu(node.order).reshape(shape)
         x = graph.op('Transpose', [x], perm=[1, 0])
         x = graph.op('Gather', [x, context.add_const(order, 'order')], axis=0)
         axis = 0
-    if params.opset_version < 13:
-        x = graph.op('ReduceSum', [x], axes=[axis], keepdims=0)
-    else:
-        axes = context.add_const(numpy.array([axis], numpy.int64), 'axes')
-        x = graph.op('ReduceSum', [x, axes], keepdims=0)
+    x = graph.op('ReduceSum', [x], axes=[axis], keepdims=0)
     # Up to opset 10, Gemm must have a bias.
     b = b or [context.add_const(numpy.zeros(1, dtype), 'bias')]
     y = graph.op('Gemm', [x, W, *b], transA=1 - axis, transB=1)

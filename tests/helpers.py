@@ -239,3 +239,14 @@ def iterate(chain, batches, weights):
         results.append(forward_backward(chain, batch, weight))
         optimizer.update()
     return results
+
+
+def run_onnx(graph, *arrays):
+    """Returns the outputs of a model in onnxruntime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        graph.SerializeToString(), providers=['CPUExecutionProvider']
+    )
+    inputs = [each.name for each in session.get_inputs()]
+    return session.run(None, dict(zip(inputs, arrays)))

@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 import onnx_chainer
 from onnx_chainer import onnx_helper
 import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 import pytest
 
 from tests.helpers import (
@@ -26,6 +27,7 @@ from tests.helpers import (
     fill,
     integers,
     make_arrays,
+    run_onnx,
 )
 
 pytestmark = pytest.mark.arithmetic
@@ -53,6 +55,12 @@ def export(model, args, **options):
     )
     names = [each.name for each in session.get_inputs()]
     return graph, lambda *xs: session.run(None, dict(zip(names, xs)))
+
+
+def export_open(model, args, **options):
+    """Exports for batches of any size."""
+    shapes = [('batch', *each.shape[1:]) for each in args]
+    return export(model, args, input_shapes=shapes, **options)
 
 
 def operators(graph):
@@ -90,10 +98,13 @@ class TestSharedLinear:
         # Up to opset 10, a layer without a bias is exported in another way.
         nobias = order == 'permutation'
         link, x, gy = make_layer(random, dtype, ORDERS[order], nobias)
-        graph, run = export(chainer.Sequential(link), x, opset_version=opset)
+        model = chainer.Sequential(link)
+        graph, run = export_open(model, [x], opset_version=opset)
         assert graph.opset_import[0].version == opset
-        (y,) = run(x)
-        assert_exact(y, link, x, gy)
+        for size in (BATCH, 0, 1, BATCH - 1):
+            (y,) = run(x[:size])
+            assert y.shape == (size, OUT)
+            assert_exact(y, link, x[:size], gy[:size])
 
     def test_opset_beyond_the_exporters(self, random):
         link, x, gy = make_layer(random, 'f')
@@ -102,15 +113,19 @@ class TestSharedLinear:
         assert_exact(run(x)[0], link, x, gy)
 
     @pytest.mark.parametrize('order', ORDERS)
-    def test_dynamic_batch(self, random, order):
-        link, x, gy = make_layer(random, 'f', ORDERS[order])
-        _, run = export(
-            chainer.Sequential(link), x, input_shapes=('batch', N * K)
+    def test_input_of_another_width_is_refused(self, random, order):
+        link, x, _ = make_layer(random, 'f', ORDERS[order])
+        graph, _ = export_open(chainer.Sequential(link), [x])
+        # As where a model was changed after the export.
+        (dims,) = (
+            each.type.tensor_type.shape.dim
+            for each in graph.graph.input
+            if each.name == 'Input_0'
         )
-        for size in (0, 1, BATCH - 1):
-            (y,) = run(x[:size])
-            assert y.shape == (size, OUT)
-            assert_exact(y, link, x[:size], gy[:size])
+        dims[1].dim_param = 'width'
+        for columns in (1, N * K - 1, N * K + 1, 2 * N * K):
+            with pytest.raises(Fail):
+                run_onnx(graph, numpy.ones((2, columns), 'f'))
 
     def test_weight_is_stored_once_and_narrow(self, random, algorithm):
         link, x, _ = make_layer(random, 'f')
@@ -195,14 +210,37 @@ class ConvNet(chainer.Chain):
         return self.head(F.max_pooling_2d(F.relu(self.conv(x)), 2))
 
 
+class PositionWise(chainer.Chain):
+    def __init__(self, head):
+        super().__init__()
+        with self.init_scope():
+            self.head = head
+
+    def forward(self, x):
+        y = self.head(x.reshape(-1, x.shape[2]))
+        return y.reshape(*x.shape[:2], -1)
+
+
 # Of integers, the sums are exact.
 MODELS = {
     'MLP': (
         lambda shared: MLP(shared(N * K, 2 * N), shared(2 * N, OUT)),
-        (BATCH, N * K),
+        (N * K,),
     ),
     # 2 channels of 3 x 3 pixels
-    'ConvNet': (lambda shared: ConvNet(shared(18, OUT)), (BATCH, 1, 8, 8)),
+    'ConvNet': (lambda shared: ConvNet(shared(18, OUT)), (1, 8, 8)),
+    'ConvNet and reshape': (
+        lambda shared: ConvNet(
+            chainer.Sequential(
+                lambda h: F.reshape(h, (len(h), -1)), shared(18, OUT)
+            )
+        ),
+        (1, 8, 8),
+    ),
+    'position by position': (
+        lambda shared: PositionWise(shared(N * K, OUT)),
+        (BATCH, N * K),
+    ),
 }
 LAYERS = {
     'patched': lambda in_size, out_size: L.Linear(in_size // N, out_size),
@@ -213,19 +251,21 @@ LAYERS = {
 }
 
 
+@pytest.mark.parametrize('size', [1, BATCH])
 @pytest.mark.parametrize('layer', LAYERS)
 @pytest.mark.parametrize('name', MODELS)
-def test_networks(random, name, layer):
+def test_networks(random, name, layer, size):
     make, shape = MODELS[name]
     draw = integers(random)
     model = make(LAYERS[layer])
     for param in model.params():
         param.array[...] = draw(*param.shape)
-    x = draw(*shape).astype('f')
     with chainer.using_config('common_num', N):
-        _, run = export(model, x)
-        expected = model(x).array
-    numpy.testing.assert_array_equal(run(x)[0], expected)
+        _, run = export_open(model, [draw(size, *shape).astype('f')])
+        for other in (2, 3, 7):
+            x = draw(other, *shape).astype('f')
+            expected = model(chainer.Variable(x)).array
+            numpy.testing.assert_array_equal(run(x)[0], expected)
 
 
 def convert_lstm(params):
@@ -257,12 +297,14 @@ def test_step_of_an_lstm(random, patched):
     with chainer.using_config('common_num', N if patched else 1):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', FutureWarning)  # experimental
-            graph, run = export(
+            graph, run = export_open(
                 model, list(args), external_converters={'LSTM': convert_lstm}
             )
-        expected = [each.array for each in model(*args)]
-    assert (4 * OUT, K) in shapes(graph)
-    assert_same(run(*args), expected)
+        assert (4 * OUT, K) in shapes(graph)
+        for size in (BATCH, 1, 3):
+            batch = [each[:size] for each in args]
+            expected = [each.array for each in model(*batch)]
+            assert_same(run(*batch), expected)
 
 
 def test_onnx_is_not_imported():

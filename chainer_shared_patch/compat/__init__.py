@@ -21,6 +21,8 @@ from chainer_shared_patch.compat import (
     numpy_promotion,
     numpy_removals,
     onnx_chainer,
+    onnx_converters,
+    onnx_sizes,
     pkg_resources,
     processes,
     protobuf,
@@ -46,6 +48,8 @@ FIXES: tuple[Fix, ...] = (
     *stored_shapes.FIXES,
     *mnist_download.FIXES,
     *onnx_chainer.FIXES,
+    *onnx_converters.FIXES,
+    *onnx_sizes.FIXES,
     *chainermn.FIXES,
 )
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import contextlib
 import functools
 import importlib
+import inspect
+import os
 import sys
 import types
 from typing import Any
@@ -50,7 +52,7 @@ def _fix_context(context: Any) -> None:
     context._tensor_from_array_for_constant = context.numpy_helper.from_array
 
 
-def _fix_export(export: Any) -> None:
+def _fix_check(export: Any) -> None:
     check = export.check_onnx_model
 
     @functools.wraps(check)
@@ -61,6 +63,21 @@ def _fix_export(export: Any) -> None:
         check(model, *args)
 
     export.check_onnx_model = check_older_model
+
+
+def _fix_filename(export: Any) -> None:
+    run = export._export
+    signature = inspect.signature(run)
+
+    @functools.wraps(run)
+    def run_with_path(*args: Any, **kwargs: Any) -> Any:
+        options = signature.bind(*args, **kwargs).arguments
+        filename = options['filename']
+        if filename is not None and not hasattr(filename, 'write'):
+            options['filename'] = os.fsdecode(filename)
+        return run(**options)
+
+    export._export = run_with_path
 
 
 FIXES = (
@@ -82,6 +99,12 @@ FIXES = (
         module='onnx_chainer.export',
         broken='gives models an IR version that onnxruntime may not know',
         when='onnx >= 1.5',
-        apply=_fix_export,
+        apply=_fix_check,
+    ),
+    Fix(
+        module='onnx_chainer.export',
+        broken='writes nothing where filename is a path and not a string',
+        when=None,
+        apply=_fix_filename,
     ),
 )

@@ -1,7 +1,10 @@
 """Chainer's ONNX exporter."""
 
+import os
+from pathlib import Path
 import subprocess
 import sys
+import warnings
 
 import chainer_shared_patch  # noqa: F401
 import chainer
@@ -13,7 +16,7 @@ import onnx_chainer
 import onnxruntime
 import pytest
 
-from tests.helpers import DTYPES
+from tests.helpers import DTYPES, run_onnx
 
 EXPORT = """
 import chainer, numpy, onnx, onnx_chainer, onnxruntime, sys
@@ -61,6 +64,52 @@ def test_weights_are_constants():
     session = load(graph)
     assert [each.name for each in session.get_inputs()] == ['Input_0']
     assert session.get_overridable_initializers() == []
+
+
+@pytest.mark.parametrize(
+    'convert', [str, Path, os.fsencode], ids=['str', 'Path', 'bytes']
+)
+@pytest.mark.parametrize('shape', [None, ('batch', 3)])
+def test_filename(tmp_path, convert, shape):
+    path = tmp_path / 'model.onnx'
+    graph = onnx_chainer.export(
+        chainer.Sequential(L.Linear(3, 4)),
+        numpy.ones((2, 3), 'f'),
+        filename=convert(path),
+        input_shapes=shape,
+        save_text=True,
+        no_testcase=True,
+    )
+    assert path.read_bytes() == graph.SerializeToString()
+    assert (tmp_path / 'model.onnx.txt').exists()
+
+
+def test_filename_of_another_kind():
+    with pytest.raises(TypeError, match='not int'):
+        onnx_chainer.export(
+            chainer.Sequential(L.Linear(3, 4)),
+            numpy.ones((2, 3), 'f'),
+            filename=5,
+            no_testcase=True,
+        )
+
+
+def test_testcase(tmp_path):
+    model = chainer.Sequential(L.Linear(6, 4))
+    x = numpy.ones((2, 2, 3), 'f')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)  # experimental
+        onnx_chainer.export_testcase(
+            model, x, tmp_path, input_shapes=('batch', 2, 3)
+        )
+    graph = onnx.load(tmp_path / 'model.onnx')
+    tensors = [
+        onnx.numpy_helper.to_array(onnx.load_tensor(path))
+        for kind in ('input', 'output')
+        for path in tmp_path.glob(f'test_data_set_0/{kind}_0.pb')
+    ]
+    numpy.testing.assert_array_equal(tensors[0], x)
+    assert tensors[1].shape == run_onnx(graph, x)[0].shape == (2, 4)
 
 
 def test_onnx_is_left_as_it_was():

@@ -1,0 +1,385 @@
+"""Axes of any size in the models that Chainer's ONNX exporter writes.
+
+The exporter writes what a model does with an example, whose sizes become
+constants. Where ``input_shapes`` has names instead of sizes, the model runs
+once more with other sizes. What differs between the two graphs depends on
+these sizes: it is written so that it follows them, or refused.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import inspect
+import types
+from typing import Any, NamedTuple
+import warnings
+
+from chainer_shared_patch.compat.importing import Fix, lent
+import numpy
+
+# By different factors, the sizes of different axes can be told apart.
+_FACTORS = (3, 2, 5, 7, 11, 13)
+
+
+class _Axis(NamedTuple):
+    """An axis of an input, and its size in the two runs."""
+
+    number: int
+    axis: int
+    name: Any
+    size: int
+    other_size: int
+
+
+def _find_axes(args: list[Any], shapes: list[Any]) -> list[_Axis]:
+    axes = []
+    names: list[Any] = []
+    for index, (arg, shape) in enumerate(zip(args, shapes)):
+        for axis, (size, name) in enumerate(zip(arg.shape, shape)):
+            if isinstance(name, str) or name is None:
+                key = axis if name is None else name
+                if key not in names:
+                    names.append(key)
+                factor = _FACTORS[names.index(key) % len(_FACTORS)]
+                other_size = max(size, 1) * factor
+            else:
+                other_size = name
+            if other_size != size:
+                axes.append(_Axis(index, axis, name, size, other_size))
+    return axes
+
+
+def _resize(args: list[Any], axes: list[_Axis]) -> list[Any]:
+    from chainer.backend import get_array_module
+
+    arrays = [getattr(arg, 'array', arg) for arg in args]
+    for each in axes:
+        array = arrays[each.number]
+        xp = get_array_module(array)
+        indices = xp.arange(each.other_size) % max(each.size, 1)
+        arrays[each.number] = xp.take(array, indices, each.axis)
+    return arrays
+
+
+class _State:
+    """What a model may read and change while it runs."""
+
+    def __init__(self, model: Any) -> None:
+        from chainer import get_array_types
+
+        self._attributes = [vars(link) for link in model.links()]
+        self._saved = [dict(each) for each in self._attributes]
+        self._arrays = [
+            (value, value.copy())
+            for each in self._saved
+            for value in each.values()
+            if isinstance(value, get_array_types())
+        ]
+        self._random = numpy.random.get_state()
+
+    def restore(self) -> None:
+        for attributes, saved in zip(self._attributes, self._saved):
+            attributes.clear()
+            attributes.update(saved)
+        for array, saved_array in self._arrays:
+            array[...] = saved_array
+        numpy.random.set_state(self._random)
+
+
+class _Graph:
+    """The nodes, constants, weights and shapes of a model."""
+
+    def __init__(self, model: Any, sizes: dict[str, Any]) -> None:
+        from onnx import numpy_helper, shape_inference
+
+        graph = model.graph
+        self.nodes = graph.node
+        self.inputs = list(sizes)
+        self.outputs = [each.name for each in graph.output]
+        self.constants = {
+            node.output[0]: numpy_helper.to_array(node.attribute[0].t)
+            for node in graph.node
+            if node.op_type == 'Constant' and node.attribute[0].name == 'value'
+        }
+        self.weights = {
+            each.name: numpy_helper.to_array(each)
+            for each in graph.initializer
+        }
+        # Without the weights, which may be large.
+        sized = type(model)(
+            ir_version=model.ir_version, opset_import=model.opset_import
+        )
+        sized.graph.name = graph.name
+        sized.graph.node.extend(graph.node)
+        sized.graph.input.extend(graph.input)
+        for each in sized.graph.input:
+            dims = each.type.tensor_type.shape.dim
+            for dim, size in zip(dims, sizes.get(each.name, ())):
+                dim.dim_value = size
+        inferred = shape_inference.infer_shapes(sized).graph
+        self.shapes = {}
+        for each in (*inferred.input, *inferred.value_info):
+            dims = each.type.tensor_type.shape.dim
+            if all(dim.HasField('dim_value') for dim in dims):
+                self.shapes[each.name] = [dim.dim_value for dim in dims]
+
+
+def _are_same(a: Any, b: Any) -> bool:
+    return bool(
+        a.dtype == b.dtype
+        and a.shape == b.shape
+        and a.tobytes() == b.tobytes()
+    )
+
+
+class _Difference(NamedTuple):
+    """A constant that depends on the sizes, and a node that reads it."""
+
+    name: str
+    value: Any
+    other_value: Any
+    node: Any
+    other_node: Any
+
+
+def _refuse(axes: list[_Axis], what: str) -> None:
+    names = ' or '.join(sorted({repr(each.name) for each in axes}))
+    raise ValueError(
+        f'export(): {what} depends on the size of an axis that input_shapes '
+        f'gives as {names}, in a way that cannot be exported'
+    )
+
+
+def _compare(a: _Graph, b: _Graph, axes: list[_Axis]) -> list[_Difference]:
+    """Lists where constants differ, and refuses all other differences."""
+    if [x.op_type for x in a.nodes] != [y.op_type for y in b.nodes]:
+        # Chainer skips some functions that would not change the shape.
+        _refuse(
+            axes,
+            'which functions the model calls, perhaps only with an example '
+            'of this size,',
+        )
+    differences = []
+    same = dict(zip(a.inputs, b.inputs))
+    for x, y in zip(a.nodes, b.nodes):
+        if x.output[0] in a.constants and y.output[0] in b.constants:
+            continue
+        is_same = (
+            len(x.input) == len(y.input)
+            and len(x.output) == len(y.output)
+            and _serialize(x.attribute) == _serialize(y.attribute)
+        )
+        for i, (name, other) in enumerate(zip(x.input, y.input)):
+            if name in a.constants and other in b.constants:
+                values = a.constants[name], b.constants[other]
+                if not _are_same(*values):
+                    differences.append(_Difference(name, *values, x, y))
+            elif name in a.weights and other in b.weights:
+                # In train mode, the statistics are those of the example.
+                if x.op_type != 'BatchNormalization' or i < 3:
+                    values = a.weights[name], b.weights[other]
+                    is_same = is_same and _are_same(*values)
+            else:
+                is_same = is_same and same.get(name, name) == other
+        if not is_same:
+            _refuse(axes, x.name.split('_tmp_')[0])
+        same.update(zip(x.output, y.output))
+    if [same.get(name) for name in a.outputs] != b.outputs:
+        _refuse(axes, 'what the model returns')
+    return differences
+
+
+def _serialize(attributes: Any) -> list[bytes]:
+    return sorted(each.SerializeToString() for each in attributes)
+
+
+def _reshape(a: _Graph, b: _Graph, each: _Difference) -> Any:
+    """Returns a shape with 0 and -1 for open axes, or None."""
+    graphs = (a, each.node), (b, each.other_node)
+    try:
+        (x, y), (other_x, other_y) = (
+            [graph.shapes[name] for name in (node.input[0], node.output[0])]
+            for graph, node in graphs
+        )
+    except KeyError:  # Their inference has not come this far.
+        return None
+    kept = list(zip(x, other_x))
+    shape = [
+        size
+        if size == other_size
+        else 0
+        if kept[i : i + 1] == [(size, other_size)]
+        else -1
+        for i, (size, other_size) in enumerate(zip(y, other_y))
+    ]
+    return shape if shape.count(-1) < 2 else None
+
+
+def _compute(
+    inputs: list[str], each: _Difference, axes: list[_Axis]
+) -> list[Any]:
+    """Returns nodes that compute a vector from the sizes of the inputs."""
+    from onnx import helper, numpy_helper
+
+    value, other_value = each.value, each.other_value
+    function = each.node.name.split('_tmp_')[0]
+    if (
+        value.dtype != numpy.int64
+        or value.ndim != 1
+        or value.shape != other_value.shape
+    ):
+        _refuse(axes, function)
+    nodes: list[Any] = []
+
+    def add(op_type: str, *names: str, **attributes: Any) -> str:
+        name = f'{each.name}_{len(nodes)}'
+        nodes.append(
+            helper.make_node(op_type, names, [name], name, **attributes)
+        )
+        return name
+
+    def add_constant(number: int) -> str:
+        array = numpy.array([number])
+        return add('Constant', value=numpy_helper.from_array(array))
+
+    parts = []
+    for size, other_size in zip(value.tolist(), other_value.tolist()):
+        if size == other_size:
+            parts.append(add_constant(size))
+            continue
+        for axis in axes:
+            factor = size // axis.size
+            if (size, other_size) == (
+                factor * axis.size,
+                factor * axis.other_size,
+            ):
+                shape = add('Shape', inputs[axis.number])
+                part = add('Gather', shape, add_constant(axis.axis))
+                if factor != 1:
+                    part = add('Mul', part, add_constant(factor))
+                parts.append(part)
+                break
+        else:
+            _refuse(axes, function)
+    add('Concat', *parts, axis=0)
+    nodes[-1].output[:] = [each.name]
+    return nodes
+
+
+def _follow_sizes(a: _Graph, b: _Graph, axes: list[_Axis]) -> list[Any]:
+    """Returns the nodes of a model that follows the sizes of its inputs."""
+    from onnx import helper, numpy_helper
+
+    replaced: dict[str, list[Any]] = {}
+    differences = _compare(a, b, axes)
+    readers = collections.Counter(each.name for each in differences)
+    for each in differences:
+        shape = None
+        if each.node.op_type == 'Reshape' and readers[each.name] == 1:
+            shape = _reshape(a, b, each)
+        if shape is None:
+            replaced[each.name] = _compute(a.inputs, each, axes)
+        else:
+            tensor = numpy_helper.from_array(numpy.array(shape), each.name)
+            replaced[each.name] = [
+                helper.make_node('Constant', [], [each.name], value=tensor)
+            ]
+    return [
+        new for node in a.nodes for new in replaced.get(node.output[0], [node])
+    ]
+
+
+def _to_list(args: Any) -> list[Any]:
+    if isinstance(args, dict):
+        return list(args.values())
+    return list(args) if isinstance(args, (list, tuple)) else [args]
+
+
+def _run_with_other_sizes(
+    run: Any, options: dict[str, Any], examples: list[Any], axes: list[_Axis]
+) -> _Graph:
+    args = options['args']
+    try:
+        arrays = _resize(examples, axes)
+        if isinstance(args, dict):
+            args = dict(zip(args, arrays))
+        else:
+            args = arrays if isinstance(args, (list, tuple)) else arrays[0]
+        options = {
+            **options,
+            'args': args,
+            'filename': None,
+            'input_shapes': None,
+            'return_named_inout': True,
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            model, inputs, _ = run(**options)
+    except Exception as error:
+        sizes = ' and '.join(
+            sorted({f'{each.other_size} for {each.name!r}' for each in axes})
+        )
+        raise ValueError(
+            f'export(): the model fails with {sizes} in input_shapes: '
+            f'{type(error).__name__}: {error}'
+        ) from error
+    shapes = [array.shape for array in arrays]
+    return _Graph(model, dict(zip(inputs, shapes)))
+
+
+def _fix_export(export: Any) -> None:
+    run = export._export
+    signature = inspect.signature(run)
+
+    @functools.wraps(run)
+    def run_with_open_axes(*args: Any, **kwargs: Any) -> Any:
+        options = dict(signature.bind(*args, **kwargs).arguments)
+        if options['input_shapes'] is None:
+            return run(**options)
+        examples = _to_list(options['args'])
+        axes = _find_axes(
+            examples,
+            export.format_customized_shapes(
+                options['args'], options['input_shapes']
+            ),
+        )
+        if not axes:
+            return run(**options)
+        has_weights = options['export_params']
+        options['export_params'] = True
+        before = _State(options['model'])
+        shape_inference = export.shape_inference
+
+        # The exporter calls it before it writes the file.
+        def infer_shapes(model: Any) -> Any:
+            after = _State(options['model'])
+            before.restore()
+            try:
+                other = _run_with_other_sizes(run, options, examples, axes)
+            finally:
+                after.restore()
+            shapes = [each.shape for each in examples]
+            graph = _Graph(model, dict(zip(other.inputs, shapes)))
+            nodes = _follow_sizes(graph, other, axes)
+            del model.graph.node[:]
+            model.graph.node.extend(nodes)
+            if not has_weights:
+                del model.graph.initializer[:]
+            return shape_inference.infer_shapes(model)
+
+        replacement = types.SimpleNamespace(infer_shapes=infer_shapes)
+        with lent(vars(export), 'shape_inference', replacement):
+            return run(**options)
+
+    export._export = run_with_open_axes
+
+
+FIXES = (
+    Fix(
+        module='onnx_chainer.export',
+        broken='writes the sizes of the example where input_shapes has names',
+        when=None,
+        apply=_fix_export,
+    ),
+)

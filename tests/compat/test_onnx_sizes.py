@@ -1,0 +1,243 @@
+"""Axes of any size in the models of Chainer's ONNX exporter."""
+
+import chainer_shared_patch  # noqa: F401
+import chainer
+import chainer.functions as F
+import chainer.links as L
+import numpy
+import onnx
+import onnx_chainer
+import pytest
+
+from tests.helpers import integers, run_onnx
+
+# As long as the larger of the examples, to be mistaken for it.
+SHAPE = 4, 6
+
+
+def linear(x, **options):
+    size = 4 * 6 // x.shape[1] if options else 4 * 6
+    return F.linear(x, numpy.ones((3, size), x.dtype), **options)
+
+
+class Reused(chainer.Chain):
+    """A model that uses a reshaped parameter twice."""
+
+    def __init__(self):
+        super().__init__()
+        with self.init_scope():
+            self.bias = L.Bias(1, (4,))
+            self.scale = L.Scale(1, (4,))
+
+    def forward(self, x):
+        return self.scale(self.bias(x)) + self.bias(x)
+
+
+MODELS = {
+    'len': lambda x: F.reshape(x, (len(x), -1)),
+    'shape': lambda x: x.reshape(x.shape[0], 24),
+    'flatten': F.flatten,
+    'linear': linear,
+    'linear with two batch axes': lambda x: linear(x, n_batch_axes=2),
+    'merged and split': lambda x: F.relu(x.reshape(len(x) * 4, 6)).reshape(
+        len(x), 2, 2, 6
+    ),
+    'second axis': lambda x: x.transpose(1, 0, 2).reshape(4, len(x) * 6),
+    'kept as the second axis': lambda x: x.transpose(1, 0, 2).reshape(
+        4, len(x), 3, 2
+    ),
+    'two open sizes': lambda x: F.relu(x.reshape(len(x) * 4, 6)).reshape(
+        2, len(x), 2, 6
+    ),
+    'broadcast_to': lambda x: (
+        x
+        + F.broadcast_to(chainer.Variable(numpy.arange(6, dtype='f')), x.shape)
+    ),
+    'links': Reused(),
+    'tile': lambda x: F.tile(F.sum(x, 0, keepdims=True), (len(x), 1, 1)),
+    'slice': lambda x: x[1 : len(x)],
+    'channel shuffle': lambda x: (
+        x.reshape(len(x), 2, 2, 6).transpose(0, 2, 1, 3).reshape(x.shape)
+    ),
+    'attention': lambda x: F.matmul(F.matmul(x, x, transb=True), x).reshape(
+        len(x), 2, 12
+    ),
+    'maxout': lambda x: F.maxout(x.reshape(len(x), 24), 3),
+}
+
+
+def make_model(function):
+    if isinstance(function, chainer.Link):
+        return function
+    return chainer.Sequential(function)
+
+
+@pytest.mark.filterwarnings('ignore:ONNX-Chainer has been tested only')
+@pytest.mark.parametrize('opset', [10, 13])
+@pytest.mark.parametrize('size', [1, 4])
+@pytest.mark.parametrize('name', MODELS)
+def test_every_batch_size(random, name, size, opset):
+    model = make_model(MODELS[name])
+    draw = integers(random)
+    graph = onnx_chainer.export(
+        model,
+        draw(size, *SHAPE).astype('f'),
+        opset_version=opset,
+        input_shapes=('batch', *SHAPE),
+    )
+    onnx.checker.check_model(graph, full_check=True)
+    for other in (2, 3, 7):
+        x = draw(other, *SHAPE).astype('f')
+        (y,) = run_onnx(graph, x)
+        numpy.testing.assert_array_equal(y, model(chainer.Variable(x)).array)
+
+
+def test_reshape_needs_no_other_operator():
+    model = chainer.Sequential(
+        L.Convolution2D(4, 2, 1), lambda h: F.reshape(h, (len(h), -1))
+    )
+    x = numpy.ones((1, 4, 3, 3), 'f')
+    graph = onnx_chainer.export(model, x, input_shapes=('batch', *x.shape[1:]))
+    operators = [node.op_type for node in graph.graph.node]
+    assert operators == ['Conv', 'Constant', 'Reshape']
+    (output,) = graph.graph.output
+    dims = output.type.tensor_type.shape.dim
+    assert [dim.dim_param or dim.dim_value for dim in dims] == ['batch', 18]
+    assert run_onnx(graph, x[:0])[0].shape == (0, 18)
+
+
+def swap_outputs(x):
+    y = F.relu(x)
+    outputs = y, F.relu(y)
+    return outputs if len(x) in (1, 4) else outputs[::-1]
+
+
+REFUSED = {
+    'half': (lambda x: x[: len(x) // 2], 'GetItem_0'),
+    'mask': (lambda x: x[numpy.arange(len(x)) % 2 == 0], 'GetItem_0'),
+    'parts': (lambda x: F.split_axis(x, [len(x) // 2], 0), 'SplitAxis_0'),
+    'array': (
+        lambda x: F.concat([x, numpy.ones((len(x), 1, 6), 'f')], 1),
+        'Concat_0',
+    ),
+    'number': (lambda x: F.sum(x, 0) / len(x), 'MulConstant_0'),
+    'condition': (
+        lambda x: F.where(numpy.ones(x.shape, bool), x, -x),
+        'Where_0',
+    ),
+    'indices': (
+        lambda x: F.permutate(x, numpy.arange(len(x))),
+        'Permutate_0',
+    ),
+    'loop': (lambda x: sum(x[i] for i in range(len(x))), 'which functions'),
+    'outputs': (swap_outputs, 'what the model returns'),
+    'one size': (
+        lambda x: F.linear(x.reshape(1, -1), numpy.ones((2, 24 * 4), 'f')),
+        'the model fails with 12 for',
+    ),
+}
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_what_cannot_follow_is_refused(name):
+    function, message = REFUSED[name]
+    x = numpy.ones((4, *SHAPE), 'f')
+    with pytest.raises(ValueError, match=message) as info:
+        onnx_chainer.export(
+            make_model(function), x, input_shapes=('batch', *SHAPE)
+        )
+    assert "'batch'" in str(info.value)
+
+
+@pytest.mark.parametrize('names', [('b', 'h', 'w'), (None, None, None)])
+def test_several_open_axes(random, names):
+    model = chainer.Sequential(
+        lambda x: F.relu(x.reshape(len(x), 2, -1)).reshape(x.shape)
+    )
+    x = random.randn(2, 2, 2, 2).astype('f')
+    shape = (names[0], 2, *names[1:])
+    graph = onnx_chainer.export(model, x, input_shapes=shape)
+    x = random.randn(3, 2, 5, 4).astype('f')
+    (y,) = run_onnx(graph, x)
+    numpy.testing.assert_array_equal(y, model(chainer.Variable(x)).array)
+
+
+class TwoInputs(chainer.Chain):
+    def forward(self, a, b):
+        return F.concat([a.reshape(len(a), -1), b.reshape(len(b), -1)])
+
+
+@pytest.mark.parametrize('as_dict', [False, True])
+def test_several_inputs(random, as_dict):
+    model = TwoInputs()
+    a, b = random.randn(1, 2, 3), random.randn(1, 4)
+    shapes = [('batch', 2, 3), ('batch', 4)]
+    example = {'a': a, 'b': b} if as_dict else [a, b]
+    graph = onnx_chainer.export(model, example, input_shapes=shapes)
+    a, b = random.randn(5, 2, 3), random.randn(5, 4)
+    (y,) = run_onnx(graph, a, b)
+    expected = model(*map(chainer.Variable, (a, b))).array
+    numpy.testing.assert_array_equal(y, expected)
+
+
+def test_another_size_than_that_of_the_example(random):
+    model = make_model(MODELS['len'])
+    x = random.randn(5, *SHAPE).astype('f')
+    graph = onnx_chainer.export(model, x[:2], input_shapes=x.shape)
+    assert run_onnx(graph, x)[0].shape == (5, 24)
+
+
+def test_sizes_of_the_example_stay_constants():
+    x = numpy.ones((2, *SHAPE), 'f')
+    model = make_model(MODELS['len'])
+    graphs = [
+        onnx_chainer.export(model, x, input_shapes=shape)
+        for shape in (None, x.shape)
+    ]
+    for graph in graphs:
+        (constant, _) = graph.graph.node
+        shape = onnx.numpy_helper.to_array(constant.attribute[0].t)
+        assert shape.tolist() == [2, -1]
+
+
+class Stateful(chainer.Chain):
+    def __init__(self):
+        super().__init__()
+        with self.init_scope():
+            self.bn = L.BatchNormalization(4)
+            self.l = L.Linear(24, 3)
+        self.last = None
+
+    def forward(self, x):
+        h = self.bn(x)
+        self.last = x if self.last is None else self.last + x
+        return self.l(h) * numpy.random.rand(3).astype('f')
+
+
+@pytest.mark.parametrize('export_params', [True, False])
+def test_second_run_leaves_no_trace(random, export_params):
+    models, graphs, states = [], [], []
+    for shape in (None, ('batch', *SHAPE)):
+        numpy.random.seed(0)
+        model = Stateful()
+        x = numpy.arange(48, dtype='f').reshape(2, *SHAPE)
+        graphs.append(
+            onnx_chainer.export(
+                model,
+                x,
+                input_shapes=shape,
+                train=True,
+                export_params=export_params,
+            )
+        )
+        models.append(model)
+        states.append(numpy.random.rand())
+    assert states[0] == states[1]
+    assert models[1].last.shape == (2, *SHAPE)
+    for name in ('avg_mean', 'avg_var', 'N'):
+        numpy.testing.assert_array_equal(
+            *(getattr(model.bn, name) for model in models)
+        )
+    assert [each.name for each in graphs[0].graph.initializer] == [
+        each.name for each in graphs[1].graph.initializer
+    ]
