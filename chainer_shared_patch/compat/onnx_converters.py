@@ -98,7 +98,8 @@ def _find_dtype(params: Any) -> Any:
 
 def _widen(params: Any, nodes: Any) -> Any:
     """Computes in the widest data type of the inputs, as Chainer does."""
-    from onnx.helper import make_node, np_dtype_to_tensor_dtype
+    from onnx.helper import make_node
+    from onnx_chainer.functions.array import NP_TYPE_TO_TENSOR_TYPE
 
     dtype = _find_dtype(params)
     dtypes = {
@@ -110,7 +111,7 @@ def _widen(params: Any, nodes: Any) -> Any:
     casts: dict[str, Any] = {}
 
     def cast(name: str, new_name: str, to: Any) -> Any:
-        to = np_dtype_to_tensor_dtype(to)
+        to = NP_TYPE_TO_TENSOR_TYPE[to]
         return make_node('Cast', [name], [new_name], f'{new_name}_cast', to=to)
 
     for node in nodes:

@@ -51,14 +51,16 @@ def _find_axes(args: list[Any], shapes: list[Any]) -> list[_Axis]:
 
 
 def _resize(args: list[Any], axes: list[_Axis]) -> list[Any]:
-    from chainer.backend import get_array_module
+    from chainer import using_device
+    from chainer.backend import get_array_module, get_device_from_array
 
     arrays = [getattr(arg, 'array', arg) for arg in args]
     for each in axes:
         array = arrays[each.number]
         xp = get_array_module(array)
-        indices = xp.arange(each.other_size) % max(each.size, 1)
-        arrays[each.number] = xp.take(array, indices, each.axis)
+        with using_device(get_device_from_array(array)):
+            indices = xp.arange(each.other_size) % max(each.size, 1)
+            arrays[each.number] = xp.take(array, indices, each.axis)
     return arrays
 
 
@@ -79,11 +81,15 @@ class _State:
         self._random = numpy.random.get_state()
 
     def restore(self) -> None:
+        from chainer import using_device
+        from chainer.backend import get_device_from_array
+
         for attributes, saved in zip(self._attributes, self._saved):
             attributes.clear()
             attributes.update(saved)
         for array, saved_array in self._arrays:
-            array[...] = saved_array
+            with using_device(get_device_from_array(array)):
+                array[...] = saved_array
         numpy.random.set_state(self._random)
 
 
