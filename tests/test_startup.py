@@ -82,6 +82,18 @@ def test_plugin_that_is_imported_first(site):
     python(site, 'import chainer_shared_patch' + USE)
 
 
+@pytest.mark.parametrize('package', ['chainermn', 'onnx_chainer'])
+def test_packages_that_import_chainer(site, package):
+    # Their fixes are in time.
+    code = """
+from chainer_shared_patch import compat
+for fix in compat.FIXES:
+    if fix.is_needed() and fix.module in sys.modules:
+        assert fix.is_applied, fix.module
+"""
+    python(site, f'import {package}' + USE + code)
+
+
 # Without site-packages, and so without the plugin.
 ENABLED_ALONE = """
 import site, sys
