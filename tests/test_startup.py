@@ -27,6 +27,9 @@ def site(tmp_path, monkeypatch, command):
     (tmp_path / 'sitecustomize.py').write_text(
         'import os, site; site.addsitedir(os.path.dirname(__file__))'
     )
+    # What Python itself imports to read such a file does not count.
+    (tmp_path / 'other').mkdir()
+    (tmp_path / 'other' / 'other.pth').write_text('import sys')
     return tmp_path
 
 
@@ -97,8 +100,9 @@ for fix in compat.FIXES:
 # Without site-packages, and so without the plugin.
 ENABLED_ALONE = """
 import site, sys
+site.addsitedir({0!r} + '/other')
 before = set(sys.modules)
-site.addsitedir({!r})
+site.addsitedir({0!r})
 finder = sys.meta_path[0]
 assert finder.__module__ == 'chainer_shared_patch.startup_hook'
 """
