@@ -100,7 +100,11 @@ def main() -> None:
         try:
             startup.enable() if args.enable else startup.disable()
         except OSError as error:
-            parser.exit(1, f'{parser.prog}: error: cannot change {error}\n')
+            parser.exit(
+                1,
+                f'{parser.prog}: error: cannot change {error.filename}: '
+                f'{error.strerror}\n',
+            )
     elif not args.program:
         parser.error('give a program to run: a file, or -m MODULE')
     elif not args.m and not os.path.exists(args.program[0]):

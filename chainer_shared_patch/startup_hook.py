@@ -22,12 +22,19 @@ class Finder:
     def find_spec(
         self, name: str, path: object = None, target: object = None
     ) -> ModuleSpec | None:
-        if name != 'chainer' or 'chainer_shared_patch' in sys.modules:
+        if (
+            name not in ('chainer', 'onnx_chainer')
+            or 'chainer_shared_patch' in sys.modules
+        ):
             return None
         from importlib import machinery, util
 
         if util.find_spec('chainer_shared_patch') is None:  # uninstalled
             return None
+        if name != 'chainer':  # it imports Chainer too late
+            import chainer_shared_patch  # noqa: F401
+
+            return util.find_spec(name)
         return machinery.ModuleSpec(name, self)  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:

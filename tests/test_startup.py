@@ -27,6 +27,9 @@ def site(tmp_path, monkeypatch, command):
     (tmp_path / 'sitecustomize.py').write_text(
         'import os, site; site.addsitedir(os.path.dirname(__file__))'
     )
+    # What Python itself imports to read such a file does not count.
+    (tmp_path / 'other').mkdir()
+    (tmp_path / 'other' / 'other.pth').write_text('import sys')
     return tmp_path
 
 
@@ -82,11 +85,24 @@ def test_plugin_that_is_imported_first(site):
     python(site, 'import chainer_shared_patch' + USE)
 
 
+@pytest.mark.parametrize('package', ['chainermn', 'onnx_chainer'])
+def test_packages_that_import_chainer(site, package):
+    # Their fixes are in time.
+    code = """
+from chainer_shared_patch import compat
+for fix in compat.FIXES:
+    if fix.is_needed() and fix.module in sys.modules:
+        assert fix.is_applied, fix.module
+"""
+    python(site, f'import {package}' + USE + code)
+
+
 # Without site-packages, and so without the plugin.
 ENABLED_ALONE = """
 import site, sys
+site.addsitedir({0!r} + '/other')
 before = set(sys.modules)
-site.addsitedir({!r})
+site.addsitedir({0!r})
 finder = sys.meta_path[0]
 assert finder.__module__ == 'chainer_shared_patch.startup_hook'
 """
