@@ -20,6 +20,17 @@ import numpy
 from numpy.typing import DTypeLike
 
 
+class Order:
+    """The order of a link, looked up each time that a function runs."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+
+def _look_up(order: Any) -> Any:
+    return order.array if isinstance(order, Order) else order
+
+
 def sum_dtype(x: NdArray | Variable, *dtypes: DTypeLike) -> numpy.dtype[Any]:
     """Returns the dtype in which a sum of blocks is kept and multiplied.
 
@@ -81,6 +92,7 @@ def sum_blocks(
             'common_num must be at least 1 and divide the columns of x, but '
             f'x.shape is {x.shape} and common_num is {common_num}'
         )
+    order = _look_up(order)
     _check_length(order, columns)
     k = columns // common_num
     dtype = sum_dtype(x, x.dtype if dtype is None else dtype)
@@ -173,6 +185,7 @@ def tile_blocks(
     batch_size, k = x.shape
     if common_num < 1:
         raise ValueError(f'common_num must be at least 1, but is {common_num}')
+    order = _look_up(order)
     _check_length(order, common_num * k)
     xp = chainer.backend.get_array_module(x)
     with cuda.get_device_from_array(x):

@@ -30,7 +30,7 @@ def _bcast_orders(comm: Any, model: Link) -> None:
                 f'bcast_data(): {path} is a SharedLinear with common_num '
                 f'{common_num} on rank 0, but on rank {comm.rank} {link}'
             )
-        link.take_over(order)
+        link.order = link.device.send(order)
 
 
 def _add_orders(class_name: str, module: Any) -> None:

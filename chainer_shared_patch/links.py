@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-import copy
 import operator
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, Union
 
-from chainer_shared_patch import config, loading
+from chainer_shared_patch import blocks, config, loading
 from chainer_shared_patch.config import check_divides, check_order
 from chainer_shared_patch.functions import VariableOrArray, apply_shared_linear
 import chainer
 from chainer import initializers
+from chainer.backends.cuda import to_cpu
 import chainer.functions as F
 from chainer.link import Link
 from chainer.links.connection.linear import Linear
@@ -141,8 +141,7 @@ class SharedLinear(Linear):
 
     W: Parameter
     b: Parameter | None
-    order: Literal['interleaved'] | NdArray | None
-    _is_recorded = False  # by static_graph
+    _order: blocks.Order
 
     def __init__(
         self,
@@ -173,7 +172,7 @@ class SharedLinear(Linear):
                 order, in_size, setting='SharedLinear(): order'
             )
             in_size = len(order)
-        self.order = order
+        self._order = blocks.Order(order)
         # Chainer's types leave out floats and CuPy's arrays.
         W: Any = initialW
         b: Any = initial_bias
@@ -181,6 +180,15 @@ class SharedLinear(Linear):
         if not isinstance(W, initializers.Constant):
             W = _FirstBlock(W, self.common_num)
         super().__init__(in_size, out_size, nobias, W, b)
+
+    @property
+    def order(self) -> Literal['interleaved'] | NdArray | None:
+        return self._order.array
+
+    @order.setter
+    def order(self, order: Literal['interleaved'] | NdArray | None) -> None:
+        # In the object that copies of the link hold with the same W.
+        self._order.array = order
 
     def _initialize_params(self, in_size: int) -> None:
         check_divides(self.common_num, in_size, 'SharedLinear: common_num')
@@ -271,9 +279,7 @@ class SharedLinear(Linear):
         yield 'common_num', self.common_num
         order = self.order
         if isinstance(order, chainer.get_array_types()):
-            order = numpy.array2string(
-                chainer.backends.cuda.to_cpu(order), threshold=8
-            )
+            order = numpy.array2string(to_cpu(order), threshold=8)
         if order is not None:
             yield 'order', order
 
@@ -282,7 +288,9 @@ class SharedLinear(Linear):
         super().device_resident_accept(visitor)
         # ChainerMN would average a persistent value over the ranks.
         if isinstance(self.order, chainer.get_array_types()):
-            self.order = visitor.visit_array(self.order)
+            moved = visitor.visit_array(self.order)
+            if moved is not self.order:
+                self._order = blocks.Order(moved)
 
     def copyparams(self, link: Link, copy_persistent: bool = True) -> None:
         """Copies another link's parameters and the order of its inputs.
@@ -313,38 +321,30 @@ class SharedLinear(Linear):
                 'common_num and sizes, and both or neither with nobias=True'
             )
         super().copyparams(link, copy_persistent)
-        if link.in_size is not None:
-            self.in_size = link.in_size
-            self.take_over(link.order)
+        link._follow_W()  # which Chainer may just have initialized
+        self.in_size = link.in_size
+        self.order = self._send_order(link.order)
+
+    def addgrads(self, link: Link) -> None:
+        """Adds the gradients of another link with the same order."""
+        if not isinstance(link, SharedLinear) or not numpy.array_equal(
+            *(to_cpu(each.order) for each in (self, link))
+        ):
+            raise ValueError(
+                f'addgrads(): cannot add the gradients of {link} to those of '
+                f'{self}: both must have the same order'
+            )
+        super().addgrads(link)
 
     def copy(self, mode: str = 'share') -> SharedLinear:
         """Copies the link, as ``Link.copy``, with an order of its own."""
         copied: SharedLinear = super().copy(mode)
         if mode != 'share':  # which shares the array of W, too
-            copied.order = copy.copy(self.order)
+            copied._order = blocks.Order(self.order)
         return copied
 
-    def take_over(self, order: Any) -> None:
-        """Takes over the order of the W that has been copied or loaded.
-
-        In place, as W, so that a graph that ``static_graph`` has recorded and
-        W go on belonging together.
-        """
-        if order is self.order:
-            return
-        arrays = chainer.get_array_types()
-        if self._is_recorded and order is None:
-            order = numpy.arange(self.common_num * self.W.shape[1])
-        if isinstance(self.order, arrays) and isinstance(order, arrays):
-            with chainer.using_device(self.device):
-                self.order[...] = self.device.send(order)
-        elif self._is_recorded:
-            raise ValueError(
-                f'cannot give an order to {self}, because static_graph has '
-                'recorded it without one: load it before the model runs'
-            )
-        else:
-            self.order = self.device.send(order)
+    def _send_order(self, order: Any) -> Any:
+        return order if isinstance(order, str) else self.device.send(order)
 
     if TYPE_CHECKING:  # Chainer's own is typed as returning anything
 
@@ -383,9 +383,10 @@ class SharedLinear(Linear):
         self._follow_W()
         if self.in_size is None:
             self._initialize_params(columns)
-        if chainer.config.schedule_func is not None:
-            self._is_recorded = True
-        y = apply_shared_linear(x, self.W, self.b, self.common_num, self.order)
+        # A static graph looks the order up each time that it is repeated.
+        is_recorded = chainer.config.schedule_func is not None
+        order: Any = self._order if is_recorded else self.order
+        y = apply_shared_linear(x, self.W, self.b, self.common_num, order)
         outputs: Variable = F.reshape(y, (*batch_shape, self.out_size))
         return outputs
 
@@ -405,8 +406,7 @@ class SharedLinear(Linear):
         if isinstance(serializer, chainer.Deserializer):
             in_size, order = loading.read_sharing(self, serializer)
             super().serialize(serializer)
-            self.in_size = in_size
-            self.take_over(order)
+            self.in_size, self.order = in_size, order
         else:
             self._follow_W()
             super().serialize(serializer)

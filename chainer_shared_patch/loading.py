@@ -17,12 +17,14 @@ def load_linear(
     link: Linear, deserializer: Any, serialize: Callable[..., None]
 ) -> None:
     """Loads a ``Linear``, but no order, and says how a W fails to fit."""
-    has_own_order = 'order' in vars(link)  # in a subclass
-    order = None if has_own_order else _read(deserializer, 'order')
-    if getattr(order, 'size', 0):
+    order = common_num = None
+    if not hasattr(link, 'order'):  # as a subclass may have
+        order = _read(deserializer, 'order')
+        common_num = _read(deserializer, 'common_num')
+    if getattr(order, 'size', 0) and common_num is not None:
         raise ValueError(
             'cannot load a SharedLinear with common_num '
-            f'{_read(deserializer, "common_num")} and an order of its inputs '
+            f'{common_num} and an order of its inputs '
             'into a Linear, which has no order. Load it into a SharedLinear, '
             'then call chainer_shared_patch.expand'
         )

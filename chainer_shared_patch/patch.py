@@ -14,6 +14,7 @@ import functools
 import os
 import sys
 import threading
+import types
 from typing import Any, NamedTuple, SupportsIndex
 import warnings
 
@@ -145,11 +146,16 @@ class _Replacement(NamedTuple):
 
         That is the original, or Chainer's own if the original was a patch too.
         """
+        current = self.current
         return (
-            self.current is self.original
-            or self.current is None
-            or getattr(self.current, '__globals__', None)
-            is vars(sys.modules[self.owner.__module__])
+            current is self.original
+            or current is None
+            # A proxy of Chainer's own is none of these.
+            or (
+                type(current) is types.FunctionType
+                and current.__globals__
+                is vars(sys.modules[self.owner.__module__])
+            )
         )
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import builtins
-import importlib
 import io
 import multiprocessing.spawn
 import os
@@ -144,6 +143,8 @@ def _run(program: str, is_module: bool) -> None:
     """
     main: Any = types.ModuleType('__main__')
     main.__builtins__ = builtins  # exec would put a dict there
+    if sys.version_info < (3, 14):  # where it is not made on demand
+        vars(main)['__annotations__'] = {}
     # Spawned processes return objects of the program by the second name.
     sys.modules['__main__'] = sys.modules['__mp_main__'] = main
     if is_module:
@@ -165,17 +166,17 @@ def _run(program: str, is_module: bool) -> None:
         sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
     main.__file__ = path
     with io.open_code(path) as file:
-        code = pkgutil.read_code(file)
-        if code is None:  # it is no .pyc file
-            file.seek(0)
-            code = compile(file.read(), path, 'exec', dont_inherit=True)
+        content = file.read()
+    code = pkgutil.read_code(io.BytesIO(content))
+    if code is None:  # it is no .pyc file
+        code = compile(content, path, 'exec', dont_inherit=True)
     exec(code, vars(main))
 
 
 def _print_exception(kind: Any, error: BaseException, trace: Any) -> None:
     """Prints a traceback that begins with the program, not its runner."""
     runners = (
-        os.path.dirname(__file__),
+        os.path.join(os.path.dirname(__file__), ''),
         runpy.run_path.__code__.co_filename,
         '<frozen importlib',
     )
@@ -198,7 +199,7 @@ def _patch_spawned_processes() -> None:
 
 
 class _Import:
-    """Imports the plugin where it is unpickled."""
+    """Imports the plugin where it is unpickled, and in what that starts."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return importlib.import_module, ('chainer_shared_patch',)
+        return _patch_spawned_processes, ()

@@ -27,6 +27,7 @@ import pytest
 from tests import helpers
 from tests.helpers import (
     DTYPES,
+    ORDERS,
     PERMUTATION,
     SIZES,
     K,
@@ -586,16 +587,57 @@ class TestCopies:
             numpy.testing.assert_array_equal(twin.W.array, expected)
             numpy.testing.assert_array_equal(twin.order, link.order)
 
-    def test_graph_follows_copyparams_as_a_dense_layers(self, random):
-        # Chainer overwrites W in place, and the order belongs to W.
+    def test_order_of_a_graph_survives_copyparams(self, random):
         link, other = make_link(PERMUTATION), make_link('interleaved', seed=1)
         x = chainer.Variable(random.randn(BATCH, N * K))
         y = link(x)
+        W = link.W.array.copy()
         link.copyparams(other)
+        link.W.array[...] = W
         F.sum(y).backward()
-        wide = widen(other.W.array, other.order)
-        expected = numpy.tile(wide.sum(axis=0), (BATCH, 1))
+        expected = numpy.tile(widen(W, PERMUTATION).sum(axis=0), (BATCH, 1))
         numpy.testing.assert_allclose(x.grad, expected)
+
+    def test_order_is_not_shared_by_copyparams(self):
+        source, target = make_link('interleaved'), make_link()
+        target.copyparams(source)
+        target.copyparams(make_link(PERMUTATION))
+        numpy.testing.assert_array_equal(
+            source.order, ORDERS['interleaved'][1]
+        )
+
+    @pytest.mark.parametrize('before', [None, 'interleaved'])
+    @pytest.mark.parametrize('after', [None, PERMUTATION])
+    def test_copy_that_shares_W_shares_the_order(self, random, before, after):
+        link = make_link(before)
+        twin = link.copy('share')
+        link.copyparams(make_link(after, seed=1))
+        x = random.randn(BATCH, N * K)
+        numpy.testing.assert_array_equal(twin(x).array, link(x).array)
+
+    @pytest.mark.parametrize('order', [None, 'interleaved'])
+    @pytest.mark.parametrize('in_size', [N * K, None])
+    def test_copyparams_of_a_link_of_no_width_yet(
+        self, random, double, order, in_size
+    ):
+        source = SharedLinear(None, OUT, common_num=N, order=order)
+        other = 'interleaved' if order is None else None
+        target = SharedLinear(in_size, OUT, common_num=N, order=other)
+        target.copyparams(source)
+        x = random.randn(BATCH, N * K)
+        if in_size is not None:
+            numpy.testing.assert_array_equal(target(x).array, source(x).array)
+        numpy.testing.assert_array_equal(target.order, source.order)
+
+    def test_addgrads_wants_the_same_order(self):
+        link, other = make_link(PERMUTATION), make_link('interleaved')
+        with pytest.raises(ValueError, match='addgrads.*same order'):
+            link.addgrads(other)
+        twin = make_link(PERMUTATION)
+        for each in (link, twin):
+            each.W.grad = numpy.ones_like(each.W.array)
+        link.addgrads(twin)
+        assert (link.W.grad == 2).all()
 
     @pytest.mark.parametrize('mode', ['init', 'copy'])
     def test_copy_has_an_order_of_its_own(self, mode):
@@ -807,29 +849,24 @@ def test_forward_changes_nothing_on_the_link(random, algorithm):
 
 
 @pytest.mark.parametrize('how', ['npz', 'copyparams'])
+@pytest.mark.parametrize('recorded', [PERMUTATION, None])
 @pytest.mark.parametrize('order', ['interleaved', None])
-def test_recorded_graph_follows_the_order(random, tmp_path, how, order):
-    static = StaticChain(PERMUTATION, 'f')
+def test_recorded_graph_follows_the_order(
+    random, tmp_path, how, recorded, order
+):
+    static = StaticChain(recorded, 'f')
     other = StaticChain(order, 'f')
-    other.l1.W.array[...] = random.randn(6, K)
-    x = random.randn(BATCH, N * K).astype('f')
-    with chainer.no_backprop_mode():
-        static(x)
-        if how == 'npz':
-            save_npz(str(tmp_path / 'model.npz'), other)
-            load_npz(str(tmp_path / 'model.npz'), static)
-        else:
-            static.copyparams(other)
-        actual = static(x).array
-        with chainer.using_config('use_static_graph', False):
-            expected = other(x).array
-    numpy.testing.assert_array_equal(actual, expected)
-
-
-def test_graph_recorded_without_an_order_refuses_one(random):
-    static = StaticChain(None, 'f')
-    x = random.randn(BATCH, N * K).astype('f')
-    with chainer.no_backprop_mode():
-        static(x)
-    with pytest.raises(ValueError, match='static_graph'):
-        static.copyparams(StaticChain(PERMUTATION, 'f'))
+    for _, param in sorted(other.namedparams()):
+        param.array[...] = integers(random, 1)(*param.shape)
+    x, weight = (integers(random, 1)(BATCH, n).astype('f') for n in (N * K, 3))
+    forward_backward(static, x, weight)
+    if how == 'npz':
+        save_npz(str(tmp_path / 'model.npz'), other)
+        load_npz(str(tmp_path / 'model.npz'), static)
+    else:
+        static.copyparams(other)
+    actual = forward_backward(static, x, weight)
+    with chainer.using_config('use_static_graph', False):
+        expected = forward_backward(other, x, weight)
+    for a, e in zip(actual, expected):
+        numpy.testing.assert_array_equal(a, e)

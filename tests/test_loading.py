@@ -112,6 +112,18 @@ class TestLinear:
         assert target.extra == 7
         numpy.testing.assert_array_equal(target.W.array, source.W.array)
 
+    def test_subclass_that_saves_an_order_of_its_own(self, tmp_path):
+        class Ordered(L.Linear):
+            own = 3
+
+            def serialize(self, serializer):
+                super().serialize(serializer)
+                self.own = serializer('order', numpy.arange(self.own)).size
+
+        target = Ordered(K, OUT)
+        self.reload(tmp_path, Ordered(K, OUT), target)
+        assert target.own == 3
+
     def test_links_whose_W_is_no_matrix_of_parameters(self, tmp_path):
         without = L.Linear(K, OUT)
         del without.W

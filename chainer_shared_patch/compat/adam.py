@@ -19,13 +19,13 @@ def _fix_adam(module: Any) -> None:
 
     @functools.wraps(update_core_cpu)
     def update_blocks(self: Any, param: Any) -> None:
-        written = [param.data, *self.state.values()]
         # Arrays of iDeep, and those that reshape would copy, are not split.
         if param.grad is None or not all(
             isinstance(array, numpy.ndarray)
             and array.size > BLOCK_SIZE
             and array.flags.c_contiguous
-            for array in written
+            and array.shape == param.grad.shape
+            for array in (param.data, *self.state.values())
         ):
             update_core_cpu(self, param)
             return

@@ -78,17 +78,12 @@ class _Unpickler(pickle._Unpickler):
 
     stack: list[Any]
 
-    def __init__(self, key: str, file: Any, **kwargs: Any) -> None:
-        super().__init__(file, **kwargs)
-        self._key = key
-
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _CLASSES:
             raise ValueError(
-                f'load_npz(): {self._key} needs {module}.{name}, which is not '
-                'unpickled, because a file can run any code in this way. If '
-                'you trust the file, load it under '
-                "chainer.using_config('allow_pickle', True)"
+                f'it needs {module}.{name}, which is not unpickled, because a '
+                'file can run any code in this way. If you trust the file, '
+                "load it under chainer.using_config('allow_pickle', True)"
             )
         return _CLASSES[module, name]
 
@@ -96,10 +91,25 @@ class _Unpickler(pickle._Unpickler):
         state = self.stack.pop()
         _set_state(self.stack[-1], state)
 
+    def load_buffer(self) -> None:
+        # It would view memory that a state frees.
+        raise ValueError('a buffer is not unpickled')
+
     dispatch: ClassVar[dict[int, Any]] = {
         **pickle._Unpickler.dispatch,
         pickle.BUILD[0]: load_build,
+        pickle.NEXT_BUFFER[0]: load_buffer,
+        pickle.READONLY_BUFFER[0]: load_buffer,
     }
+
+
+def _unpickle(key: str, file: Any, **kwargs: Any) -> Any:
+    try:
+        return _Unpickler(file, **kwargs).load()
+    except Exception as error:
+        raise ValueError(
+            f'load_npz(): cannot unpickle {key}: {error}'
+        ) from error
 
 
 class _Arrays:
@@ -123,7 +133,7 @@ class _Arrays:
                     kwargs = self._npz.pickle_kwargs
                     if self._allow_pickle:
                         return pickle.load(file, **kwargs)
-                    return _Unpickler(key, file, **kwargs).load()
+                    return _unpickle(key, file, **kwargs)
             file.seek(0)
             return format.read_array(file)
 

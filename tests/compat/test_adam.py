@@ -81,3 +81,16 @@ def test_no_temporary_array_is_larger_than_a_block(random):
     finally:
         tracemalloc.stop()
     assert peak < 8 * 4 * BLOCK_SIZE
+
+
+def test_state_of_another_shape_is_refused():
+    # As of a wider layer in a file, in which both are whole blocks.
+    param = chainer.Parameter(numpy.zeros((2, BLOCK_SIZE), 'f'))
+    rule = AdamRule(chainer.optimizers.Adam().hyperparam)
+    param.grad = numpy.zeros_like(param.array)
+    rule.update(param)
+    rule.state['m'] = numpy.ones((4, BLOCK_SIZE), 'f')
+    param.grad[...] = 1
+    with pytest.raises(ValueError):
+        rule.update(param)
+    assert (param.array == 0).all()

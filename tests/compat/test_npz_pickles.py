@@ -167,7 +167,7 @@ def test_snapshots_run_no_code(tmp_path, trap):
     arrays = {**npz.serialize(link), 'W': pack(trap)}
     save_npz(str(tmp_path / 'snapshot_iter_1'), arrays)
     trainer = types.SimpleNamespace(out=str(tmp_path))
-    with pytest.raises(ValueError, match='W needs'):
+    with pytest.raises(ValueError, match='W: it needs'):
         extensions.snapshot(target=link, autoload=True).initialize(trainer)
 
 
@@ -265,7 +265,7 @@ def test_setting_allows_pickles(tmp_path):
     assert chainer.global_config.allow_pickle is False
     with pytest.raises(ValueError) as info:
         read(path)
-    for words in ('x needs datetime.date', "('allow_pickle', True)"):
+    for words in ('x: it needs datetime.date', "('allow_pickle', True)"):
         assert words in str(info.value)
     with chainer.using_config('allow_pickle', True):
         assert read(path)[()] == datetime.date(2016, 7, 1)
@@ -305,3 +305,11 @@ def test_missing_key(tmp_path):
         read(path, 'y')
     with numpy.load(path) as file:
         assert NpzDeserializer(file, strict=False)('y', 1) == 1
+
+
+@pytest.mark.parametrize('opcode', ['NEXT_BUFFER', 'READONLY_BUFFER'])
+def test_buffers_are_refused(tmp_path, opcode):
+    path = str(tmp_path / 'file.npz')
+    write(path, 'x', b'\x80\x05K\x01' + getattr(pickle, opcode) + b'.')
+    with pytest.raises(ValueError, match='x: a buffer'):
+        read(path)

@@ -158,7 +158,8 @@ class TestForeignPatch:
         uninstall()
         assert current() == originals
 
-    def test_proxy_on_top(self, originals, monkeypatch):
+    @pytest.mark.parametrize('of_ours', [True, False])
+    def test_proxy_on_top(self, originals, monkeypatch, of_ours):
         class Proxy:
             """Equals what it wraps, as a proxy of wrapt does."""
 
@@ -175,7 +176,10 @@ class TestForeignPatch:
                 return self.wrapped.__get__(instance, owner)
 
         install()
-        proxy = Proxy(vars(LinearFunction)['forward'])
+        wrapped = originals['forward']
+        if of_ours:
+            wrapped = vars(LinearFunction)['forward']
+        proxy = Proxy(wrapped)
         monkeypatch.setattr(LinearFunction, 'forward', proxy)
         with pytest.raises(RuntimeError, match='LinearFunction.forward'):
             uninstall()
