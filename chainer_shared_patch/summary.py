@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterator
-import contextlib
-import copy
 import itertools
 import textwrap
 from typing import Any, NamedTuple, Union
 
 from chainer_shared_patch.config import check_model
 from chainer_shared_patch.functions import SharedLinearFunction
+from chainer_shared_patch.trial import trial
 import chainer
 from chainer.function_node import FunctionNode
 from chainer.functions.connection.convolution_2d import Convolution2DFunction
@@ -165,9 +164,9 @@ def summary(model: Link, x: Any) -> Summary:
     What runs is a copy of the model on the model's own parameters, in test
     mode and without a graph. The model stays as it is, including its
     uninitialized parameters, persistent values and recurrent states. So do the
-    gradients, the configuration and NumPy's random state (not CuPy's). Objects
-    that closures refer to, or that ``deepcopy`` cannot copy, are shared with
-    the model.
+    gradients, the configuration and the random states of Python, NumPy and
+    CuPy. Objects that closures refer to, or that ``deepcopy`` cannot copy, are
+    shared with the model.
 
     The multiply-adds are those for the whole of ``x``, of ``linear``,
     ``matmul``, convolutions and deconvolutions of any number of dimensions,
@@ -226,16 +225,10 @@ def summary(model: Link, x: Any) -> Summary:
 
     """
     check_model('summary', model)
-    calls = _Calls(_copy(model))
-    random_state = numpy.random.get_state()
-    try:
-        with chainer.no_backprop_mode(), chainer.using_config('train', False):
-            # A static graph would not call the hooks.
-            with chainer.using_config('use_static_graph', False):
-                with calls, _FunctionCalls(calls):
-                    calls.run(x)
-    finally:
-        numpy.random.set_state(random_state)
+    with trial(model, same_arrays=True) as copied:
+        calls = _Calls(copied)
+        with calls, _FunctionCalls(calls):
+            calls.run(x)
     return calls.summarize()
 
 
@@ -336,27 +329,6 @@ class _FunctionCalls(chainer.FunctionHook):
         self, function: FunctionNode, in_data: tuple[NdArray, ...]
     ) -> None:
         self.calls.record(function, in_data)
-
-
-def _copy(model: Link) -> Link:
-    """Copies a model, but not what its parameters hold."""
-    # Unlike deepcopy, this can copy a Sequential of lambdas.
-    held = [
-        each
-        for param in model.params()
-        for each in (param.array, param._grad, param.update_rule)
-    ]
-    memo: dict[int, Any] = {id(each): each for each in held}
-    links = {id(link): link for link in model.links()}
-    for key, link in links.items():
-        memo[key] = object.__new__(type(link))
-    for key, link in links.items():
-        for name, value in vars(link).items():
-            with contextlib.suppress(Exception):  # a lock or a file, say
-                value = copy.deepcopy(value, memo)
-            vars(memo[key])[name] = value
-    copied: Link = memo[id(model)]
-    return copied
 
 
 def _parents(path: str) -> Iterator[str]:

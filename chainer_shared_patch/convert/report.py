@@ -55,6 +55,8 @@ class ShareReport(NamedTuple):
             were shared.
         restarted (tuple of str): The paths of the parameters whose optimizer
             state was reset.
+        passed_over (tuple of str): The paths of links of subclasses of
+            ``chainer.links.Linear``, which stay as they are.
 
     .. admonition:: Example
 
@@ -73,6 +75,7 @@ class ShareReport(NamedTuple):
 
     layers: tuple[SharedLayer, ...]
     restarted: tuple[str, ...]
+    passed_over: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         def percent(errors: Iterable[float | None]) -> list[str]:
@@ -103,4 +106,7 @@ class ShareReport(NamedTuple):
         if self.restarted:
             paths = ', '.join(self.restarted)
             text += f'\nThe state of the optimizer was reset for {paths}.'
+        if self.passed_over:
+            paths = ', '.join(self.passed_over)
+            text += f'\nOf a subclass of Linear, and not shared: {paths}.'
         return text
