@@ -262,9 +262,9 @@ def expand(model: Link) -> None:
     with Changes(model) as changes:
         for path, link in links.items():
             narrow, order = to_cpu([link.W.array, link.order])
-            W: Any = tile_blocks(narrow, link.common_num, order)
+            W = to_cpu(tile_blocks(narrow, link.common_num, order))
             with chainer.using_config('dtype', W.dtype):
-                ordinary: Any = Linear(*W.shape[::-1], True, W)
+                ordinary: Any = Linear(W.shape[1], W.shape[0], True, W)
             # The array would be kept, and drawn again by copy('init').
             ordinary.W.initializer = LeCunNormal(dtype=W.dtype)
             changes.replace(path, link, ordinary)
