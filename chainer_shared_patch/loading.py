@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from chainer_shared_patch.config import check_order
@@ -13,18 +14,39 @@ if TYPE_CHECKING:
     from chainer_shared_patch.links import SharedLinear
 
 
+@contextlib.contextmanager
+def _naming_path(deserializer: Any) -> Iterator[None]:
+    """Lets an error begin with the path of the link in the file."""
+    try:
+        yield
+    except ValueError as error:
+        path = getattr(deserializer, 'path', '').rstrip('/')
+        if not path and getattr(deserializer, 'group', None) is not None:
+            path = deserializer.group.name[1:]
+        if not path:
+            raise
+        raise ValueError(f'/{path}: {error}') from error
+
+
 def load_linear(
     link: Linear, deserializer: Any, serialize: Callable[..., None]
 ) -> None:
     """Loads a ``Linear``, but no order, and says how a W fails to fit."""
+    with _naming_path(deserializer):
+        _load_linear(link, deserializer, serialize)
+
+
+def _load_linear(
+    link: Linear, deserializer: Any, serialize: Callable[..., None]
+) -> None:
     has_own_order = 'order' in vars(link)  # in a subclass
     order = None if has_own_order else _read(deserializer, 'order')
     if getattr(order, 'size', 0):
         raise ValueError(
             'cannot load a SharedLinear with common_num '
             f'{_read(deserializer, "common_num")} and an order of its inputs '
-            'into a Linear, which has no order. Load it into a SharedLinear, '
-            'then call chainer_shared_patch.expand'
+            'into a Linear, which has no order. Load the model with '
+            'chainer_shared_patch.load_npz, or into a SharedLinear'
         )
     try:
         serialize(link, deserializer)
@@ -55,6 +77,11 @@ def _describe_misfit(stored: Any, shape: Any) -> str:
 
 def read_sharing(link: SharedLinear, deserializer: Any) -> tuple[Any, Any]:
     """Returns the stored ``in_size`` and order, if all that is stored fits."""
+    with _naming_path(deserializer):
+        return _read_sharing(link, deserializer)
+
+
+def _read_sharing(link: SharedLinear, deserializer: Any) -> tuple[Any, Any]:
     W = deserializer('W', None)
     b = None if link.b is None else deserializer('b', None)
     if W is None:  # it is skipped, or was saved before it had a width

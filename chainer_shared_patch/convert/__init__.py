@@ -23,7 +23,8 @@ from chainer_shared_patch.convert.grouping import (
     average_columns,
     group_columns,
 )
-from chainer_shared_patch.convert.replace import Changes
+from chainer_shared_patch.convert.load import load_npz
+from chainer_shared_patch.convert.replace import Changes, keep_bias
 from chainer_shared_patch.convert.report import SharedLayer, ShareReport
 from chainer_shared_patch.functions import VariableOrArray
 from chainer_shared_patch.links import SharedLinear
@@ -34,7 +35,7 @@ from chainer.link import Link
 from chainer.links.connection.linear import Linear
 import numpy
 
-__all__ = ['ShareReport', 'SharedLayer', 'expand', 'share']
+__all__ = ['ShareReport', 'SharedLayer', 'expand', 'load_npz', 'share']
 
 
 def share(
@@ -201,6 +202,8 @@ def _share_layer(
     shared = SharedLinear.from_params(
         narrow, bias, nobias=bias is None, common_num=n, order=order
     )
+    if bias is None:
+        keep_bias(link, shared)
     changes.replace(layer.path, link, shared)
     return SharedLayer(
         layer.path,
@@ -267,4 +270,5 @@ def expand(model: Link) -> None:
                 ordinary: Any = Linear(W.shape[1], W.shape[0], True, W)
             # The array would be kept, and drawn again by copy('init').
             ordinary.W.initializer = LeCunNormal(dtype=W.dtype)
+            keep_bias(link, ordinary)
             changes.replace(path, link, ordinary)

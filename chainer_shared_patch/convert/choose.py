@@ -206,11 +206,17 @@ def check_link(call: str, model: Link, path: str, link: Linear) -> None:
             f'{call}(): {path} has no weight yet: first call the model once, '
             'or load a file'
         )
+    check_replaceable(call, model, path, link)
+
+
+def check_replaceable(call: str, model: Link, path: str, link: Linear) -> None:
+    """Checks that a link, perhaps of no width yet, can be replaced."""
     for param in _params_of(link):
         places = [
             place
             for place, other in model.namedparams()
-            if other.array is param.array
+            if other is param
+            or (param.array is not None and other.array is param.array)
         ]
         if len(places) > 1:
             raise ValueError(

@@ -39,17 +39,15 @@ class Changes:
 
     def replace(self, path: str, old: Any, new: Any) -> None:
         """Replaces a link by one with another W and perhaps another bias."""
+        if old.b is not None and new.b is not None:
+            new.b.array = new.b.array.astype(old.b.dtype, copy=False)
         new.to_device(old.device)
         new.name = old.name
         self._restart(path + '/W', new.W, old.W.update_rule)
-        if old.b is not None and new.b is not None:
-            new.b.array = new.b.array.astype(old.b.dtype)
-            self._restart(path + '/b', new.b, old.b.update_rule)
-        elif old.b is not None:
-            with new.init_scope():
-                new.b = old.b
-        elif new.b is not None:
+        if new.b is not None and old.b is None:
             _follow(new.b, new.W.update_rule)
+        elif new.b is not old.b and new.b is not None:
+            self._restart(path + '/b', new.b, old.b.update_rule)
         for name, value in vars(old).items():
             # What has been added to the link.
             if name not in vars(new) and name not in _OF_SHARED_LINEAR:
@@ -72,6 +70,13 @@ class Changes:
         rule._fp32_param = None
         rule.t = 0
         param.update_rule = rule
+
+
+def keep_bias(old: Any, new: Any) -> None:
+    """Gives a link the bias of another one, if that has one."""
+    if old.b is not None:
+        with new.init_scope():
+            new.b = old.b
 
 
 def _follow(param: Any, rule: Any) -> None:

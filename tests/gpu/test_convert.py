@@ -61,9 +61,8 @@ def test_a_model_on_a_device_that_is_not_the_current_one(random, device):
     on_host.insert(1, L.BatchNormalization(8, dtype='d'))
     model = on_host.copy('copy').to_device(other)
     x = random.randn(20, 12)
-    paths = {'/0': 3, '/2': 2}
-    share(on_host, paths, inputs=x)
-    share(model, paths, inputs=other.send(x))
+    for each, batch in ((on_host, x), (model, other.send(x))):
+        share(each, {each[0]: 3, each[3]: 2}, inputs=batch)
     for a, b in zip(model.params(), on_host.params()):
         assert a.device == other
         numpy.testing.assert_allclose(to_cpu(a.array), b.array, atol=1e-10)
