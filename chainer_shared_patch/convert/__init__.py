@@ -34,6 +34,7 @@ from chainer.initializers import LeCunNormal
 from chainer.link import Link
 from chainer.links.connection.linear import Linear
 import numpy
+from tqdm import tqdm
 
 __all__ = ['ShareReport', 'SharedLayer', 'expand', 'load_npz', 'share']
 
@@ -157,10 +158,14 @@ def share(
         calibration = Calibration(model, layers, batches)
         layers = calibration.layers
     with Changes(model) as changes:
-        rows = [
-            _share_layer(changes, layer, calibration, add_bias)
-            for layer in layers
-        ]
+        rows = []
+        # On a terminal only.
+        with tqdm(layers, 'share', leave=False, disable=None) as progress:
+            for layer in progress:
+                progress.set_postfix_str(layer.path)
+                rows.append(
+                    _share_layer(changes, layer, calibration, add_bias)
+                )
         if calibration is not None:
             calibration.rerun({})
         for path, target in folded_into.items():
