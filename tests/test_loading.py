@@ -12,6 +12,7 @@ from chainer_shared_patch import (
     load_npz as load_shared_npz,
 )
 import chainer
+from chainer import link_hooks
 import chainer.functions as F
 import chainer.links as L
 from chainer.serializers import (
@@ -537,7 +538,7 @@ class TestLoadNpz:
     def test_layers_that_cannot_be_replaced(self, path, model):
         save_npz(path, model)
         loaded = Network(nobias=True)
-        loaded.l1.add_hook(chainer.link_hooks.TimerHook())
+        loaded.l1.add_hook(link_hooks.TimerHook())
         message = r'^load_npz\(\): /l1 cannot be changed, .* link hooks'
         with pytest.raises(ValueError, match=message):
             load_shared_npz(path, loaded)

@@ -63,9 +63,10 @@ def test_a_model_on_a_device_that_is_not_the_current_one(random, device):
     x = random.randn(20, 12)
     for each, batch in ((on_host, x), (model, other.send(x))):
         share(each, {each[0]: 3, each[3]: 2}, inputs=batch)
-    for a, b in zip(model.params(), on_host.params()):
-        assert a.device == other
-        numpy.testing.assert_allclose(to_cpu(a.array), b.array, atol=1e-10)
+    assert all(param.device == other for param in model.params())
+    with chainer.using_config('train', False):
+        y, expected = model(other.send(x)).array, on_host(x).array
+    numpy.testing.assert_allclose(to_cpu(y), expected, atol=1e-10)
     summary(model, other.send(x))
     expand(model)
     assert all(param.device == other for param in model.params())
