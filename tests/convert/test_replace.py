@@ -189,6 +189,17 @@ class TestOthers:
         numpy.testing.assert_array_equal(models[1](x).array, y)
         train(models[1], optimizer, x)
 
+    def test_copies_that_share_their_arrays(self, x):
+        model = chainer.Sequential(MLP(), lambda y: 2 * y, L.Linear(OUT, 2))
+        fill(model)
+        y, before = model(x).array, state_of(model)
+        for n in (2, 4):
+            copied = model.copy()
+            share(copied, {'/0/l2': n, '/1': n}, inputs=x)
+            assert shared_numbers_of(copied) == {'/0/l2': n, '/1': n}
+        assert state_of(model) == before
+        numpy.testing.assert_array_equal(model(x).array, y)
+
     def test_new_parameters_are_trained(self, x):
         model = MLP()
         optimizer = optimizers.Adam().setup(L.Classifier(model))
