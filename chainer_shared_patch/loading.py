@@ -41,7 +41,8 @@ def _load_linear(
 ) -> None:
     has_own_order = 'order' in vars(link)  # in a subclass
     order = None if has_own_order else _read(deserializer, 'order')
-    if getattr(order, 'size', 0):
+    # Without its W, an order is not loaded either.
+    if getattr(order, 'size', 0) and _read(deserializer, 'W') is not None:
         raise ValueError(
             'cannot load a SharedLinear with common_num '
             f'{_read(deserializer, "common_num")} and an order of its inputs '

@@ -506,6 +506,18 @@ class TestLoadNpz:
         y = self.evaluate(loaded, x)
         numpy.testing.assert_array_equal(y, self.evaluate(model, x))
 
+    @pytest.mark.parametrize(
+        'names', [['l1/W', 'l1/b'], lambda name: name.startswith('l1/')]
+    )
+    def test_layers_that_are_not_loaded_stay(self, path, model, names):
+        save_npz(path, model)
+        loaded = Network(in_size=5)
+        l1, W = loaded.l1, loaded.l1.W.array.copy()
+        load_shared_npz(path, loaded, ignore_names=names)
+        assert loaded.l1 is l1
+        numpy.testing.assert_array_equal(l1.W.array, W)
+        assert loaded['l3/out'].common_num == 4
+
     def test_dtype_is_the_models(self, path, model):
         save_npz(path, model)
         with chainer.using_config('dtype', 'd'):

@@ -42,7 +42,8 @@ def load_npz(
             ``'updater/model:main/'`` in a snapshot of a trainer.
         strict (bool): If ``True``, it is an error if the file lacks a value.
         ignore_names (str, callable or list): The names of values that are not
-            loaded, as for ``chainer.serializers.load_npz``.
+            loaded, as for ``chainer.serializers.load_npz``. A layer whose
+            ``W`` is not loaded stays as it is.
 
     Raises:
         TypeError: If ``obj`` is not a link.
@@ -71,24 +72,32 @@ def load_npz(
         deserializer = NpzDeserializer(npz, path, strict, ignore_names)
         with Changes(obj) as changes:
             for link_path, link in list(obj.namedlinks(skipself=True)):
-                key = f'{path}{link_path[1:]}/'
-                if type(link) is Linear and key + 'common_num' in npz:
+                if type(link) is Linear:
+                    key = f'{path}{link_path[1:]}/'
+                    stored = NpzDeserializer(npz, key, False, ignore_names)
+                    common_num = stored('common_num', None)
+                    # What the file lacks or is not to be loaded is None.
+                    if common_num is None or stored('W', None) is None:
+                        continue
                     check_replaceable('load_npz', obj, link_path, link)
-                    shared = _make_shared(npz, key, link_path, link)
+                    shared = _make_shared(
+                        link_path, link, common_num[()], key + 'b' in npz
+                    )
                     changes.replace(link_path, link, shared)
             deserializer.load(obj)
 
 
-def _make_shared(npz: Any, key: str, path: str, link: Any) -> SharedLinear:
+def _make_shared(
+    path: str, link: Any, common_num: Any, has_bias: bool
+) -> SharedLinear:
     """Makes a layer as one in a file, and of the size of one in a model."""
-    common_num = check_common_num(
-        npz[key + 'common_num'][()], f'load_npz(): common_num of {path}'
-    )
+    setting = f'load_npz(): common_num of {path}'
+    common_num = check_common_num(common_num, setting)
     in_size = dtype = None
     if link.W.array is not None:
         in_size, dtype = link.W.shape[1], link.W.dtype
-        check_divides(common_num, in_size, f'load_npz(): common_num of {path}')
+        check_divides(common_num, in_size, setting)
     with chainer.using_config('dtype', dtype or chainer.config.dtype):
         return SharedLinear(
-            in_size, link.out_size, key + 'b' not in npz, common_num=common_num
+            in_size, link.out_size, not has_bias, common_num=common_num
         )
