@@ -1,4 +1,4 @@
-from chainer_shared_patch import expand, share, summary
+from chainer_shared_patch import expand, load_npz, share, summary
 import chainer
 from chainer.backends import cuda
 from chainer.backends.cuda import to_cpu
@@ -102,3 +102,19 @@ def test_every_run_draws_the_same_random_numbers(random, device):
         numpy.testing.assert_array_equal(each, drawn[0])
     actual = to_cpu(cuda.cupy.random.standard_normal(8))
     numpy.testing.assert_array_equal(actual, expected)
+
+
+def test_loading_on_another_device(random, device, tmp_path):
+    if cuda.cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip('needs two GPUs')
+    other = chainer.get_device('@cupy:1')
+    model = make_model(random)
+    share(model, {'/0': 3})
+    path = str(tmp_path / 'model.npz')
+    chainer.serializers.save_npz(path, model)
+    loaded = make_model(random).to_device(other)
+    load_npz(path, loaded)
+    assert loaded[0].order.device == other.device
+    x = random.randn(5, 12)
+    y = loaded(other.send(x)).array
+    numpy.testing.assert_allclose(to_cpu(y), model(x).array, atol=1e-10)
