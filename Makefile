@@ -142,6 +142,7 @@ docs: $(VENV)/installed-docs
 LICENSES = MIT;MIT License;BSD License;BSD-3-Clause;3-Clause BSD License;$\
     BSD-3-Clause AND 0BSD AND MIT AND Zlib AND CC0-1.0;MIT-CMU;PSF-2.0;$\
     Apache Software License;Apache-2.0;Apache-2.0 OR BSD-2-Clause;$\
+    MPL-2.0 AND MIT;$\
     Mozilla Public License 2.0 (MPL 2.0);Python Software Foundation License
 audit: AUDITED := .audit/bin/python
 audit: $(VENV)/installed-audit

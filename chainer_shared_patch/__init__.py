@@ -35,6 +35,7 @@ from chainer_shared_patch.convert import (
     SharedLayer,
     ShareReport,
     expand,
+    load_npz,
     share,
 )
 from chainer_shared_patch.links import SharedLinear
@@ -56,6 +57,7 @@ __all__ = [
     'expand',
     'install',
     'is_installed',
+    'load_npz',
     'patched',
     'share',
     'summary',

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from chainer_shared_patch.config import check_order
@@ -13,20 +14,45 @@ if TYPE_CHECKING:
     from chainer_shared_patch.links import SharedLinear
 
 
+@contextlib.contextmanager
+def _naming_path(deserializer: Any) -> Iterator[None]:
+    """Lets an error begin with the path of the link in the file."""
+    try:
+        yield
+    except ValueError as error:
+        path = getattr(deserializer, 'path', '').rstrip('/')
+        if not path and getattr(deserializer, 'group', None) is not None:
+            path = deserializer.group.name[1:]
+        if not path:
+            raise
+        raise ValueError(f'/{path}: {error}') from error
+
+
 def load_linear(
     link: Linear, deserializer: Any, serialize: Callable[..., None]
 ) -> None:
     """Loads a ``Linear``, but no order, and says how a W fails to fit."""
+    with _naming_path(deserializer):
+        _load_linear(link, deserializer, serialize)
+
+
+def _load_linear(
+    link: Linear, deserializer: Any, serialize: Callable[..., None]
+) -> None:
     order = common_num = None
     if not hasattr(link, 'order'):  # as a subclass may have
         order = _read(deserializer, 'order')
         common_num = _read(deserializer, 'common_num')
-    if getattr(order, 'size', 0) and common_num is not None:
+    # Without its W, an order is not loaded either.
+    if (
+        getattr(order, 'size', 0)
+        and common_num is not None
+        and _read(deserializer, 'W') is not None
+    ):
         raise ValueError(
-            'cannot load a SharedLinear with common_num '
-            f'{common_num} and an order of its inputs '
-            'into a Linear, which has no order. Load it into a SharedLinear, '
-            'then call chainer_shared_patch.expand'
+            f'cannot load a SharedLinear with common_num {common_num} and an '
+            'order of its inputs into a Linear, which has no order. Load the '
+            'model with chainer_shared_patch.load_npz, or into a SharedLinear'
         )
     try:
         serialize(link, deserializer)
@@ -57,6 +83,11 @@ def _describe_misfit(stored: Any, shape: Any) -> str:
 
 def read_sharing(link: SharedLinear, deserializer: Any) -> tuple[Any, Any]:
     """Returns the stored ``in_size`` and order, if all that is stored fits."""
+    with _naming_path(deserializer):
+        return _read_sharing(link, deserializer)
+
+
+def _read_sharing(link: SharedLinear, deserializer: Any) -> tuple[Any, Any]:
     W = deserializer('W', None)
     b = None if link.b is None else deserializer('b', None)
     if W is None:  # it is skipped, or was saved before it had a width

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterator
-import contextlib
-import copy
 import itertools
 import textwrap
 from typing import Any, NamedTuple, Union
 
 from chainer_shared_patch.config import check_model
 from chainer_shared_patch.functions import SharedLinearFunction
+from chainer_shared_patch.trial import trial
 import chainer
 from chainer.function_node import FunctionNode
 from chainer.functions.connection.convolution_2d import Convolution2DFunction
@@ -114,7 +113,39 @@ class Summary(NamedTuple):
     multiply_adds: int
 
     def __repr__(self) -> str:
-        header: list[Any] = [
+        header, *table = self._make_table()
+        # As a row, and not as headers, the header is not padded.
+        table[-1:] = [SEPARATING_LINE, table[-1]]
+        text: str = tabulate(
+            [header, SEPARATING_LINE, *table],
+            colalign=_align(header),
+            disable_numparse=True,
+        )
+        return f'{text}\n{self._describe_size()}'
+
+    def _repr_html_(self) -> str:
+        header, *table = self._make_table()
+        text: str = tabulate(
+            table,
+            [cell.replace('\n', ' ') for cell in header],
+            'html',
+            colalign=_align(header),
+            disable_numparse=True,
+        )
+        return f'{text}\n<p>{self._describe_size()}</p>'
+
+    def _is_shared(self) -> bool:
+        return any(row.common_num > 1 for row in self.rows)
+
+    def _describe_size(self) -> str:
+        size = f'Size of the parameters: {self.nbytes:,} bytes'
+        if self._is_shared():
+            size += f' (dense: {self.dense_nbytes:,} bytes)'
+        return size
+
+    def _make_table(self) -> list[Any]:
+        """Returns the header, the rows and the total."""
+        header = [
             'path',
             'link',
             'output\nshape',
@@ -123,6 +154,9 @@ class Summary(NamedTuple):
             'dense',
             'mult-\nadds',
         ]
+        multiply_adds = _format_all(
+            [*(row.multiply_adds for row in self.rows), self.multiply_adds]
+        )
         table: list[list[Any]] = [
             [
                 row.path,
@@ -131,32 +165,28 @@ class Summary(NamedTuple):
                 row.common_num if row.common_num > 1 else '',
                 f'{row.parameters:,}',
                 f'{row.dense_parameters:,}',
-                _abbreviate(row.multiply_adds),
+                cell,
             ]
-            for row in self.rows
+            for row, cell in zip(self.rows, multiply_adds)
         ]
-        total: list[Any] = [
+        total = [
             'total',
             '',
             '',
             '',
             f'{self.parameters:,}',
             f'{self.dense_parameters:,}',
-            _abbreviate(self.multiply_adds),
+            multiply_adds[-1],
         ]
-        size = f'Size of the parameters: {self.nbytes:,} bytes'
-        if any(row.common_num > 1 for row in self.rows):
-            size += f' (dense: {self.dense_nbytes:,} bytes)'
-        else:
-            for cells in (header, *table, total):
+        table = [header, *table, total]
+        if not self._is_shared():
+            for cells in table:
                 del cells[5], cells[3]
-        # As a row, and not as headers, the header is not padded.
-        text = tabulate(
-            [header, SEPARATING_LINE, *table, SEPARATING_LINE, total],
-            colalign=['left'] * 3 + ['right'] * (len(header) - 3),
-            disable_numparse=True,
-        )
-        return f'{text}\n{size}'
+        return table
+
+
+def _align(header: list[str]) -> list[str]:
+    return ['left'] * 3 + ['right'] * (len(header) - 3)
 
 
 def summary(model: Link, x: Any) -> Summary:
@@ -165,9 +195,9 @@ def summary(model: Link, x: Any) -> Summary:
     What runs is a copy of the model on the model's own parameters, in test
     mode and without a graph. The model stays as it is, including its
     uninitialized parameters, persistent values and recurrent states. So do the
-    gradients, the configuration and NumPy's random state (not CuPy's). Objects
-    that closures refer to, or that ``deepcopy`` cannot copy, are shared with
-    the model.
+    gradients, the configuration and the random states of Python, NumPy and
+    CuPy. Objects that closures refer to, or that ``deepcopy`` cannot copy, are
+    shared with the model.
 
     The multiply-adds are those for the whole of ``x``, of ``linear``,
     ``matmul``, convolutions and deconvolutions of any number of dimensions,
@@ -184,7 +214,8 @@ def summary(model: Link, x: Any) -> Summary:
     Args:
         model (chainer.Link): The model.
         x (object): What to call the model with: one argument, a tuple of
-            arguments, or a dict of keyword arguments.
+            arguments, or a dict of keyword arguments. A tuple of integers is
+            the shape of one argument, an array of zeros in Chainer's dtype.
 
     Returns:
         Summary: The rows and totals of the table. It prints as the table.
@@ -215,10 +246,10 @@ def summary(model: Link, x: Any) -> Summary:
         path   link          output    common  parameters      dense    mult-
                              shape       _num                            adds
         -----  ------------  --------  ------  ----------  ---------  -------
-        /      MLP           100x10                     0          0        0
+        /      MLP           100x10                     0          0   0.00 M
         /l1    Linear        100x1000             785,000    785,000  78.40 M
-        /l2    SharedLinear  100x900       10      90,900    900,900  9.000 M
-        /l3    Linear        100x10                 9,010      9,010  900,000
+        /l2    SharedLinear  100x900       10      90,900    900,900   9.00 M
+        /l3    Linear        100x10                 9,010      9,010   0.90 M
         -----  ------------  --------  ------  ----------  ---------  -------
         total                                     884,910  1,694,910  88.30 M
         -----  ------------  --------  ------  ----------  ---------  -------
@@ -226,16 +257,12 @@ def summary(model: Link, x: Any) -> Summary:
 
     """
     check_model('summary', model)
-    calls = _Calls(_copy(model))
-    random_state = numpy.random.get_state()
-    try:
-        with chainer.no_backprop_mode(), chainer.using_config('train', False):
-            # A static graph would not call the hooks.
-            with chainer.using_config('use_static_graph', False):
-                with calls, _FunctionCalls(calls):
-                    calls.run(x)
-    finally:
-        numpy.random.set_state(random_state)
+    if isinstance(x, tuple) and x and all(type(size) is int for size in x):
+        x = model.device.send(numpy.zeros(x, chainer.get_dtype()))
+    with trial(model, same_arrays=True) as copied:
+        calls = _Calls(copied)
+        with calls, _FunctionCalls(calls):
+            calls.run(x)
     return calls.summarize()
 
 
@@ -338,27 +365,6 @@ class _FunctionCalls(chainer.FunctionHook):
         self.calls.record(function, in_data)
 
 
-def _copy(model: Link) -> Link:
-    """Copies a model, but not what its parameters hold."""
-    # Unlike deepcopy, this can copy a Sequential of lambdas.
-    held = [
-        each
-        for param in model.params()
-        for each in (param.array, param._grad, param.update_rule)
-    ]
-    memo: dict[int, Any] = {id(each): each for each in held}
-    links = {id(link): link for link in model.links()}
-    for key, link in links.items():
-        memo[key] = object.__new__(type(link))
-    for key, link in links.items():
-        for name, value in vars(link).items():
-            with contextlib.suppress(Exception):  # a lock or a file, say
-                value = copy.deepcopy(value, memo)
-            vars(memo[key])[name] = value
-    copied: Link = memo[id(model)]
-    return copied
-
-
 def _parents(path: str) -> Iterator[str]:
     """Yields the paths of a link's ancestors, and its own."""
     return itertools.accumulate(path.split('/'), '{}/{}'.format)
@@ -422,12 +428,14 @@ def _format_shape(shape: Any) -> str:
     return textwrap.shorten(text, 24, placeholder=' ...')
 
 
-def _abbreviate(number: int) -> str:
-    """Formats a number; from a million on, with four digits and a unit."""
-    if number < 10**6:
-        return f'{number:,}'
-    mantissa, exponent = f'{number:.3e}'.split('e')
-    thousands, rest = divmod(int(exponent), 3)
-    return '{:#.4g} {}'.format(
-        float(mantissa) * 10**rest, ' kMGTPE'[thousands]
-    )
+def _format_all(numbers: list[int]) -> list[str]:
+    """Formats numbers, the last the largest; from a million on with a unit."""
+    if numbers[-1] < 10**6:
+        return [f'{number:,}' for number in numbers]
+    # The largest with four digits, of which one to three are before the point.
+    thousands, digits = divmod(len(str(numbers[-1])) - 1, 3)
+    unit = ' kMGTPE'[thousands]
+    return [
+        f'{number / 1000**thousands:.{3 - digits}f} {unit}'
+        for number in numbers
+    ]

@@ -2,8 +2,17 @@
 
 import copy
 
-from chainer_shared_patch import SharedLinear, functions, uninstall
+from chainer_shared_patch import (
+    SharedLinear,
+    functions,
+    share,
+    uninstall,
+)
+from chainer_shared_patch import (
+    load_npz as load_shared_npz,
+)
 import chainer
+from chainer import link_hooks
 import chainer.functions as F
 import chainer.links as L
 from chainer.serializers import (
@@ -437,3 +446,136 @@ class TestSharedLinear:
         chainer.serializers.save_hdf5(path, L.Linear(K, OUT))
         with pytest.raises(ValueError, match='cannot load a Linear'):
             chainer.serializers.load_hdf5(path, make_link(orders[0]))
+
+
+class Network(chainer.Chain):
+    def __init__(self, in_size=N * K, nobias=False):
+        super().__init__()
+        with self.init_scope():
+            self.l1 = L.Linear(in_size, 8, nobias)
+            self.l2 = L.Linear(8, 8)
+            self.bn = L.BatchNormalization(8)
+        self.add_link('l3/out', L.Linear(8, 3, nobias))
+
+    def forward(self, x):
+        return self['l3/out'](self.bn(self.l2(F.relu(self.l1(x)))))
+
+
+class TestLoadNpz:
+    @pytest.fixture
+    def path(self, tmp_path):
+        return str(tmp_path / 'model.npz')
+
+    @pytest.fixture
+    def x(self, random):
+        return random.randn(BATCH, N * K).astype('f')
+
+    @pytest.fixture
+    def model(self, random, x):
+        model = Network(nobias=True)
+        fill(model)
+        model.bn.avg_mean[...] = random.randn(8)
+        share(model, {'/l1': N, '/l3/out': 4}, inputs=x, add_bias=True)
+        return model
+
+    def evaluate(self, model, x):
+        with chainer.using_config('train', False):
+            return model(x).array
+
+    # The first has a bias that the file has, the second lacks one.
+    @pytest.mark.parametrize('nobias', [False, True])
+    @pytest.mark.parametrize('in_size', [N * K, None])
+    def test_a_dense_model_becomes_as_the_file(
+        self, path, x, model, nobias, in_size
+    ):
+        save_npz(path, model)
+        loaded = Network(in_size, nobias)
+        l2 = loaded.l2
+        chainer.optimizers.Adam().setup(loaded)
+        load_shared_npz(path, loaded)
+        y = self.evaluate(loaded, x)
+        numpy.testing.assert_array_equal(y, self.evaluate(model, x))
+        assert loaded.l2 is l2
+        assert loaded['l3/out'].common_num == 4
+        assert all(each.update_rule is not None for each in loaded.params())
+        # Another time there is nothing to share.
+        links = list(loaded.links())
+        load_shared_npz(path, loaded)
+        assert list(loaded.links()) == links
+
+    def test_a_bias_that_the_file_lacks(self, path):
+        model = chainer.Sequential(make_link(PERMUTATION, nobias=True))
+        save_npz(path, model)
+        loaded = chainer.Sequential(L.Linear(N * K, OUT))
+        load_shared_npz(path, loaded)
+        assert loaded[0].b is None
+        numpy.testing.assert_array_equal(loaded[0].order, PERMUTATION)
+
+    def test_within_a_file(self, path, x, model):
+        save_npz(path, chainer.Sequential(model))
+        loaded = Network(nobias=True)
+        load_shared_npz(path, loaded, path='0/')
+        y = self.evaluate(loaded, x)
+        numpy.testing.assert_array_equal(y, self.evaluate(model, x))
+
+    @pytest.mark.parametrize(
+        'names', [['l1/W', 'l1/b'], lambda name: name.startswith('l1/')]
+    )
+    def test_layers_that_are_not_loaded_stay(self, path, model, names):
+        save_npz(path, model)
+        loaded = Network(in_size=5)
+        l1, W = loaded.l1, loaded.l1.W.array.copy()
+        load_shared_npz(path, loaded, ignore_names=names)
+        assert loaded.l1 is l1
+        numpy.testing.assert_array_equal(l1.W.array, W)
+        assert loaded['l3/out'].common_num == 4
+
+    def test_dtype_is_the_models(self, path, model):
+        save_npz(path, model)
+        with chainer.using_config('dtype', 'd'):
+            loaded = Network(nobias=True)
+        load_shared_npz(path, loaded)
+        assert loaded.l1.W.dtype == loaded.l1.b.dtype == numpy.float64
+
+    @pytest.mark.parametrize(
+        ('changes', 'message'),
+        [
+            ({'l1/common_num': numpy.array(4)}, 'common_num of /l1 must div'),
+            ({'l1/common_num': numpy.ones(2)}, 'common_num of /l1 must be'),
+            ({'l1/order': numpy.arange(4)}, '/l1: order must be'),
+            ({'l1/W': numpy.ones((8, 1))}, r'/l1: cannot load a W of shape'),
+            ({'l3/out/b': numpy.ones(1)}, '/l3/out: cannot load a b of shape'),
+            ({'l1/W': numpy.ones((8, 2, 2))}, '/l1: cannot load a W of shape'),
+        ],
+    )
+    def test_files_that_do_not_fit(self, path, model, changes, message):
+        save_npz(path, model)
+        with numpy.load(path) as file:
+            arrays = {**file, **changes}
+        numpy.savez(path, **arrays)
+        loaded = Network(nobias=True)
+        links = list(loaded.links())
+        with pytest.raises(ValueError, match=message):
+            load_shared_npz(path, loaded)
+        assert list(loaded.links()) == links
+
+    def test_layers_that_cannot_be_replaced(self, path, model):
+        save_npz(path, model)
+        loaded = Network(nobias=True)
+        loaded.l1.add_hook(link_hooks.TimerHook())
+        message = r'^load_npz\(\): /l1 cannot be changed, .* link hooks'
+        with pytest.raises(ValueError, match=message):
+            load_shared_npz(path, loaded)
+
+    def test_no_link(self, path):
+        with pytest.raises(TypeError, match=r'^load_npz\(\): model must be'):
+            load_shared_npz(path, chainer.optimizers.SGD())
+
+    def test_chainers_load_npz_names_the_path(self, path, model):
+        save_npz(path, model)
+        with pytest.raises(ValueError, match='^/l(1|3/out): cannot load a Sh'):
+            load_npz(path, Network())
+        pytest.importorskip('h5py')
+        save_hdf5(path, model)
+        with pytest.raises(ValueError, match='^/l(1|3/out): cannot load a Sh'):
+            load_hdf5(path, Network())

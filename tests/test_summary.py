@@ -1,6 +1,7 @@
 """The table of a model's links."""
 
 import contextlib
+import re
 import threading
 
 from chainer_shared_patch import LinkSummary, SharedLinear, Summary, summary
@@ -79,6 +80,39 @@ class TestArticle:
         assert 'common' not in text
 
 
+def test_a_column_has_one_unit():
+    model = chainer.Sequential(L.Linear(1024, 1536), L.Linear(1536, 512))
+    text = str(summary(model, (1, 1024)))
+    assert '1.573 M' in text and '0.786 M' in text and '2.359 M' in text
+
+
+def test_html():
+    link = SharedLinear(6, 4, common_num=3)
+    html = summary(link, zeros(2, 6))._repr_html_()
+    for cell in ('output shape', 'SharedLinear', '2x4', '12', 'total'):
+        assert re.search(rf'>\s*{cell}\s*<', html)
+    assert '<p>Size of the parameters: 48 bytes (dense: 112 bytes)</p>' in html
+
+
+class TestShapes:
+    def test_a_shape_stands_for_an_array(self):
+        link = L.Convolution2D(3, 4, 3)
+        shape = (2, 3, 8, 8)
+        assert summary(link, shape) == summary(link, zeros(*shape))
+
+    def test_dtype(self, double):
+        dtypes = []
+        model = Model(lambda self, x: dtypes.append(x.dtype))
+        summary(model, (1, 2))
+        assert dtypes == [numpy.float64]
+
+    def test_arguments_are_no_shape(self):
+        model = Model(lambda self, x, n: F.sum(x) * n)
+        assert summary(model, (zeros(2), 3)).rows[0].output_shape == ()
+        model = Model(lambda self: zeros(3))
+        assert summary(model, ()).rows[0].output_shape == (3,)
+
+
 def test_the_table_of_a_large_network_fits_in_80_columns():
     # The largest numbers of VGG-16 with a batch of 32, its fc6 shared by 7.
     row = LinkSummary(
@@ -92,7 +126,7 @@ def test_the_table_of_a_large_network_fits_in_80_columns():
     )
     total = 32 * 15_470_264_320
     text = str(Summary([row], 52_374_312, 138_357_544, 0, 0, total))
-    assert '59.19 G' in text and '495.0 G' in text
+    assert ' 59.2 G' in text and '495.0 G' in text
     assert max(map(len, text.splitlines())) <= 80
 
 

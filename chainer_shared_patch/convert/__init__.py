@@ -8,10 +8,9 @@ from typing import Any, SupportsIndex
 from chainer_shared_patch.blocks import tile_blocks
 from chainer_shared_patch.config import check_model
 from chainer_shared_patch.convert.calibrate import (
-    Batches,
+    Calibration,
     check_inputs,
-    refit,
-    watch,
+    reset_states,
 )
 from chainer_shared_patch.convert.choose import (
     Layer,
@@ -24,37 +23,47 @@ from chainer_shared_patch.convert.grouping import (
     average_columns,
     group_columns,
 )
-from chainer_shared_patch.convert.replace import Changes, attach_bias
+from chainer_shared_patch.convert.load import load_npz
+from chainer_shared_patch.convert.replace import Changes, keep_bias
 from chainer_shared_patch.convert.report import SharedLayer, ShareReport
 from chainer_shared_patch.functions import VariableOrArray
 from chainer_shared_patch.links import SharedLinear
 import chainer
 from chainer.backends.cuda import to_cpu
+from chainer.initializers import LeCunNormal
 from chainer.link import Link
 from chainer.links.connection.linear import Linear
 import numpy
+from tqdm import tqdm
 
-__all__ = ['ShareReport', 'SharedLayer', 'expand', 'share']
+__all__ = ['ShareReport', 'SharedLayer', 'expand', 'load_npz', 'share']
 
 
 def share(
     model: Link,
-    common_num: SupportsIndex | Mapping[str, SupportsIndex],
+    common_num: SupportsIndex | Mapping[Any, SupportsIndex],
     *,
     inputs: VariableOrArray | Iterable[Any] | None = None,
-    order: LayerOrder | Mapping[str, LayerOrder] = 'grouped',
-    fold: Mapping[str, str] | None = None,
+    order: LayerOrder | Mapping[Any, LayerOrder] = 'grouped',
+    fold: Mapping[Any, Any] | None = None,
     add_bias: bool = False,
 ) -> ShareReport:
     """Replaces linear layers of a trained model by shared ones.
 
     Each ``chainer.links.Linear`` becomes a :class:`SharedLinear` whose weight
     is the mean of the columns that share. The names of links and parameters,
-    dtypes, devices, update rules and their hooks stay. Without ``inputs``,
-    biases stay too, except those that ``fold`` reorders. What an optimizer
-    keeps for a replaced or reordered parameter, such as Adam's moments, is
-    reset. Links of subclasses of ``chainer.links.Linear`` stay as they are.
-    If there is an error, nothing is changed.
+    dtypes, devices, update rules and their hooks stay, and so does what has
+    been added to a link. Without ``inputs``, biases stay too, except those
+    that ``fold`` reorders. What an optimizer keeps for a replaced or reordered
+    parameter, such as Adam's moments, is reset. Links of subclasses of
+    ``chainer.links.Linear`` stay as they are. If there is an error, nothing
+    is changed.
+
+    The links and parameters that were there are left alone, so that another
+    model that holds them computes what it did. The weight of a layer to share
+    must not be used elsewhere in the model, as in a tied autoencoder. With
+    calibration inputs, it is an error if that changes the shapes of the
+    outputs or makes the model fail.
 
     Which inputs share decides how much the model loses. ``'grouped'`` groups
     similar columns of ``W``: starting from contiguous blocks, it exchanges
@@ -74,27 +83,32 @@ def share(
             link that it also holds outside its children, for example in a
             list, is not replaced there.
         common_num (int or dict): The number of blocks for all layers, or a
-            dict that maps paths of links to numbers, such as
-            ``{'/l2': 10, '/fc*': 8, '/fc8': 1}``. A path may be a pattern;
-            an exact path takes precedence. A layer stays if its number is 1
-            or no path matches it. :func:`summary` shows the paths. Those in a
-            ``chainer.Sequential`` need not be in order.
+            dict that maps links, or their paths, to numbers, such as
+            ``{model.l2: 10}`` or ``{'/l2': 10, '/fc*': 8, '/fc8': 1}``. A
+            path may be a pattern; an exact path takes precedence. A layer
+            stays if its number is 1 or no path matches it. :func:`summary`
+            shows the paths. Those in a ``chainer.Sequential`` need not be in
+            order.
         inputs (array or iterable): Batches of calibration inputs, about a
-            thousand examples in all. Each batch is passed to ``model(...)``;
-            a tuple is passed as several arguments. A single array is one
-            batch. Recurrent links are reset before and after.
+            thousand examples in all. Each batch is passed to a copy of the
+            model in test mode; a tuple is passed as several arguments. A
+            single array is one batch. The model and the random states of
+            Python, NumPy and CuPy stay as they are, except that recurrent
+            links are reset. Each time, the model runs from the same random
+            state.
         order (str, array or dict): Which inputs share: ``'grouped'``;
             ``'contiguous'``, where each block is contiguous; a permutation,
             as the ``order`` of :class:`SharedLinear`; or a dict that maps
-            paths to these. A layer that no path matches is ``'grouped'``.
-        fold (dict): Pairs of paths such as ``{'/l2': '/l1'}``: the outputs of
-            ``l1`` are reordered instead of the inputs of ``l2``, so that the
-            order takes no time when the model runs. Between the linear layer
-            ``l1`` and the shared layer ``l2`` there must be nothing but
-            elementwise functions (BatchNormalization is not one), and nothing
-            else may use the outputs of ``l1``. With calibration inputs,
-            ``share`` checks that folding does not change the outputs of the
-            model.
+            links or paths to these. A layer that no path matches is
+            ``'grouped'``.
+        fold (dict): Pairs of links or paths such as ``{'/l2': '/l1'}``: the
+            outputs of ``l1`` are reordered instead of the inputs of ``l2``, so
+            that the order takes no time when the model runs. Between the
+            linear layer ``l1`` and the shared layer ``l2`` there must be
+            nothing but elementwise functions (BatchNormalization is not one),
+            and nothing else may use the outputs of ``l1``. With calibration
+            inputs, ``share`` checks that folding does not change the outputs
+            of the model.
         add_bias (bool): If ``True``, refitting may add a bias to a layer
             that has none.
 
@@ -102,15 +116,17 @@ def share(
         ShareReport: The layers and what they lose. It prints as a table.
 
     Raises:
-        TypeError: If the model is not a link, a path is not a string,
-            ``fold`` is not a dict or ``inputs`` is not an iterable.
+        TypeError: If the model is not a link, a path is neither a string nor
+            a link, ``fold`` is not a dict or ``inputs`` is not an iterable.
         ValueError: If ``common_num`` is not an integer of at least 1 or does
             not divide the width of a layer; if ``order`` is invalid; if the
             model holds no ``chainer.links.Linear``; if a path matches no
             layer, or a layer matches several patterns; if a layer has no
             weight yet, occurs twice, has link hooks, is already shared by the
             patch or is not reached by the inputs; if the model cannot be
-            called with the inputs; if weights, inputs or outputs are not
+            called with the inputs, is random in a way that cannot be
+            repeated, or returns arrays of other shapes once it is shared; if
+            weights, inputs or outputs are not
             finite or, once refitted, exceed the range of their dtype; if an
             order cannot be folded; or if ``add_bias`` is set without
             ``inputs``.
@@ -132,29 +148,44 @@ def share(
 
     """
     check_model('share', model)
-    layers = choose_layers(model, common_num, order)
+    layers, passed_over = choose_layers(model, common_num, order)
     folded_into = check_fold(model, layers, fold)
     batches = check_inputs(inputs)
     if add_bias and not batches:
         raise ValueError('share(): add_bias has no effect without inputs')
+    calibration = None
     if batches:
-        layers = watch(model, layers, batches)
+        calibration = Calibration(model, layers, batches)
+        layers = calibration.layers
     with Changes(model) as changes:
-        rows = [
-            _share_layer(changes, layer, batches, add_bias) for layer in layers
-        ]
+        rows = []
+        # On a terminal only.
+        with tqdm(layers, 'share', leave=False, disable=None) as progress:
+            for layer in progress:
+                progress.set_postfix_str(layer.path)
+                rows.append(
+                    _share_layer(changes, layer, calibration, add_bias)
+                )
+        if calibration is not None:
+            calibration.rerun({})
         for path, target in folded_into.items():
             fold_order(changes, path, target, batches)
+    if calibration is not None:
+        reset_states(model)
     return ShareReport(
         tuple(
             row._replace(folded_into=folded_into.get(row.path)) for row in rows
         ),
         tuple(changes.restarted),
+        passed_over,
     )
 
 
 def _share_layer(
-    changes: Changes, layer: Layer, batches: Batches, add_bias: bool
+    changes: Changes,
+    layer: Layer,
+    calibration: Calibration | None,
+    add_bias: bool,
 ) -> SharedLayer:
     """Replaces a layer by a shared one."""
     link, n, order = layer.link, layer.common_num, layer.order
@@ -167,19 +198,18 @@ def _share_layer(
         order = group_columns(W, n, weights)
     narrow, weight_error = average_columns(W, n, order, weights)
     bias = output_error = None
-    if batches:
+    if calibration is not None:
         has_bias = add_bias or link.b is not None
-        narrow, bias, output_error = refit(
-            changes.model, layer, batches, order, narrow, has_bias
+        narrow, bias, output_error = calibration.refit(
+            layer, order, narrow, has_bias
         )
+        calibration.shared_last = layer.path
     shared = SharedLinear.from_params(
-        narrow, nobias=True, common_num=n, order=order
+        narrow, bias, nobias=bias is None, common_num=n, order=order
     )
+    if bias is None:
+        keep_bias(link, shared)
     changes.replace(layer.path, link, shared)
-    if bias is not None:
-        if shared.b is None:
-            attach_bias(shared)
-        changes.set_array(shared.b, bias)
     return SharedLayer(
         layer.path,
         n,
@@ -239,7 +269,11 @@ def expand(model: Link) -> None:
         check_link('expand', model, path, link)
     with Changes(model) as changes:
         for path, link in links.items():
-            W = to_cpu(tile_blocks(link.W.array, link.common_num, link.order))
+            narrow, order = to_cpu([link.W.array, link.order])
+            W = to_cpu(tile_blocks(narrow, link.common_num, order))
             with chainer.using_config('dtype', W.dtype):
-                ordinary = Linear(W.shape[1], W.shape[0], True, W)
+                ordinary: Any = Linear(W.shape[1], W.shape[0], True, W)
+            # The array would be kept, and drawn again by copy('init').
+            ordinary.W.initializer = LeCunNormal(dtype=W.dtype)
+            keep_bias(link, ordinary)
             changes.replace(path, link, ordinary)

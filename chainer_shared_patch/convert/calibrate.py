@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import functools
 from typing import Any
 
 from chainer_shared_patch.blocks import sum_blocks
-from chainer_shared_patch.convert.choose import Layer
+from chainer_shared_patch.convert.choose import Layer, hint_at_predictor
+from chainer_shared_patch.trial import trial
 import chainer
 from chainer.backends.cuda import to_cpu
 from chainer.link import Link
@@ -64,55 +65,97 @@ class _Watch(chainer.LinkHook):
 
 
 def run(
-    model: Link, batches: Batches, callbacks: Mapping[Any, _Callback]
+    model: Link,
+    batches: Batches,
+    callbacks: Mapping[Any, _Callback],
+    change: Callable[[Mapping[Any, Any]], None] | None = None,
 ) -> list[Any]:
-    """Returns the model's outputs; a link's callback sees its x and y."""
+    """Returns a model's outputs; a link's callback sees its x and y.
 
-    def reset() -> None:
-        for link in model.links():
-            if hasattr(link, 'reset_state'):
-                link.reset_state()
+    What runs is a copy, which ``change`` may alter: it maps links to theirs.
+    """
+    with trial(model, same_arrays=False) as copied:
+        copies = dict(zip(model.links(), copied.links()))
+        if change is not None:
+            change(copies)
+        reset_states(copied)
+        # What closures refer to is not copied.
+        watched = {**callbacks}
+        for link, callback in callbacks.items():
+            watched[copies[link]] = callback
+        with _Watch(watched):
+            return [copied(*batch) for batch in batches]
 
-    reset()
-    try:
-        with chainer.using_config('train', False), chainer.no_backprop_mode():
-            # A static graph would not call the links again.
-            with chainer.using_config('use_static_graph', False):
-                with _Watch(callbacks):
-                    return [model(*batch) for batch in batches]
-    finally:
-        reset()
+
+def reset_states(model: Link) -> None:
+    """Resets recurrent links."""
+    for link in model.links():
+        if hasattr(link, 'reset_state'):
+            link.reset_state()
 
 
-def watch(model: Link, layers: list[Layer], batches: Batches) -> list[Layer]:
-    """Records what the layers see; returns them in the order of execution."""
-    reached: list[Layer] = []
+def find_arrays(outputs: Any) -> Iterator[Any]:
+    """Yields the arrays that a model returns."""
+    if isinstance(outputs, Mapping):
+        outputs = list(outputs.values())
+    if isinstance(outputs, (list, tuple)):
+        for each in outputs:
+            yield from find_arrays(each)
+    elif isinstance(outputs, (Variable, *chainer.get_array_types())):
+        yield chainer.as_array(outputs)
 
-    def record(layer: Layer, x: numpy.ndarray, y: numpy.ndarray) -> None:
-        if layer not in reached:
-            reached.append(layer)
+
+class Calibration:
+    """The inputs, and what the model does with them before it is changed.
+
+    Attributes:
+        layers: The layers in the order of execution.
+        shared_last: The path of the layer that was shared last.
+
+    """
+
+    def __init__(
+        self, model: Link, layers: list[Layer], batches: Batches
+    ) -> None:
+        self.model = model
+        self.batches = batches
+        self.layers: list[Layer] = []
+        self.shared_last = ''
+        try:
+            outputs = run(
+                model,
+                batches,
+                {
+                    layer.link: functools.partial(self._record, layer)
+                    for layer in layers
+                },
+            )
+        except Exception as error:
+            types = ', '.join(type(each).__name__ for each in batches[0])
+            raise ValueError(
+                'share(): inputs must be an array or an iterable of batches '
+                f'that the model can be called with; with batches of {types}, '
+                f'it raises {type(error).__name__}: {error}'
+                f'{hint_at_predictor(model)}'
+            ) from error
+        self._shapes = [array.shape for array in find_arrays(outputs)]
+        for layer in layers:
+            if layer not in self.layers:
+                raise ValueError(
+                    f'share(): the inputs never reach {layer.path}'
+                )
+            self._check(layer)
+        self._check_repetition()
+
+    def _record(self, layer: Layer, x: Any, y: Any) -> None:
+        if layer not in self.layers:
+            self.layers.append(layer)
         layer.squares = layer.squares + numpy.einsum(
             'bi,bi->i', x, x, dtype='d'
         )
         layer.outputs.append(y)
 
-    try:
-        run(
-            model,
-            batches,
-            {layer.link: functools.partial(record, layer) for layer in layers},
-        )
-    except Exception as error:
-        types = ', '.join(type(each).__name__ for each in batches[0])
-        raise ValueError(
-            'share(): inputs must be an array or an iterable of batches that '
-            f'the model can be called with; with batches of {types}, it '
-            f'raises {type(error).__name__}: {error}'
-        ) from error
-    for layer in layers:
-        if layer not in reached:
-            raise ValueError(f'share(): the inputs never reach {layer.path}')
-    for layer in reached:
+    def _check(self, layer: Layer) -> None:
         columns = len(layer.squares)
         if columns != layer.link.W.shape[1]:
             raise ValueError(
@@ -126,24 +169,83 @@ def watch(model: Link, layers: list[Layer], batches: Batches) -> list[Layer]:
                 f'share(): with the inputs, an input or output of {layer.path}'
                 ' is too large or not finite'
             )
-    return reached
+
+    def _check_repetition(self) -> None:
+        """Refuses a model whose random state is kept where it is not seen."""
+        outputs: dict[Layer, list[Any]] = {each: [] for each in self.layers}
+        run(
+            self.model,
+            self.batches,
+            {
+                layer.link: functools.partial(_append_output, ys)
+                for layer, ys in outputs.items()
+            },
+        )
+        for layer, ys in outputs.items():
+            if len(ys) != len(layer.outputs) or not all(
+                map(_are_close, ys, layer.outputs)
+            ):
+                raise ValueError(
+                    f'share(): when the model runs twice, {layer.path} gives '
+                    'two outputs for the same inputs. Draw random numbers '
+                    'from numpy.random, or from a numpy.random.RandomState '
+                    'that is an attribute of a link'
+                )
+
+    def rerun(self, callbacks: Mapping[Any, _Callback]) -> None:
+        """Runs the model, whose outputs are to have the shapes they had."""
+        path = self.shared_last
+        shared = f'share(): once {path} is shared, the model'
+        advice = f'The W of {path} may be used in nothing but the layer itself'
+        try:
+            outputs = run(self.model, self.batches, callbacks)
+        except Exception as error:
+            if not path:
+                raise
+            raise ValueError(
+                f'{shared} raises {type(error).__name__}: {error}. {advice}'
+            ) from error
+        shapes = [array.shape for array in find_arrays(outputs)]
+        if path and shapes != self._shapes:
+            raise ValueError(
+                f'{shared} returns arrays of the shapes {shapes} instead of '
+                f'{self._shapes}. {advice}'
+            )
+
+    def refit(
+        self,
+        layer: Layer,
+        order: numpy.ndarray | None,
+        W: numpy.ndarray,
+        has_bias: bool,
+    ) -> tuple[numpy.ndarray, numpy.ndarray | None, float]:
+        """Returns W, perhaps a bias, and the relative error of the outputs."""
+        sums: list[Any] = []
+
+        def record(x: numpy.ndarray, y: numpy.ndarray) -> None:
+            sums.append(sum_blocks(x, layer.common_num, 'd', order))
+
+        self.rerun({layer.link: record})
+        return _refit(layer, sums, W, has_bias)
 
 
-def refit(
-    model: Link,
-    layer: Layer,
-    batches: Batches,
-    order: numpy.ndarray | None,
-    W: numpy.ndarray,
-    has_bias: bool,
+def _append_output(ys: list[Any], x: Any, y: Any) -> None:
+    ys.append(y)
+
+
+def _are_close(a: numpy.ndarray, b: numpy.ndarray) -> bool:
+    # On a GPU, sums may be rounded otherwise every time.
+    if a.shape != b.shape:
+        return False
+    error = numpy.linalg.norm(a.astype('d') - b)
+    scale = numpy.linalg.norm(b.astype('d'))
+    return bool(error <= numpy.finfo(b.dtype).eps ** 0.5 * scale)
+
+
+def _refit(
+    layer: Layer, sums: list[numpy.ndarray], W: numpy.ndarray, has_bias: bool
 ) -> tuple[numpy.ndarray, numpy.ndarray | None, float]:
-    """Returns W, perhaps a bias, and the relative error of the outputs."""
-    sums: list[Any] = []
-
-    def record(x: numpy.ndarray, y: numpy.ndarray) -> None:
-        sums.append(sum_blocks(x, layer.common_num, 'd', order))
-
-    run(model, batches, {layer.link: record})
+    """Fits W and perhaps a bias to the layer's outputs before."""
     shared = f'share(): once the layers before {layer.path} are shared,'
     if sum(map(len, sums)) != sum(map(len, layer.outputs)):
         raise ValueError(

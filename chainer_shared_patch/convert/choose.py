@@ -12,9 +12,11 @@ from chainer_shared_patch.config import (
     check_divides,
     check_order,
 )
-from chainer_shared_patch.links import Permutation
+from chainer_shared_patch.links import Permutation, SharedLinear
+from chainer.backends.cuda import to_cpu
 from chainer.link import Link
 from chainer.links.connection.linear import Linear
+from chainer.links.model.classifier import Classifier
 import numpy
 
 # Which inputs of a layer share.
@@ -33,18 +35,19 @@ class Layer:
     outputs: list[numpy.ndarray] = dataclasses.field(default_factory=list)
 
 
-def choose_layers(model: Link, common_num: Any, order: Any) -> list[Layer]:
-    """Returns the layers to share, in the order of the model."""
+def choose_layers(
+    model: Link, common_num: Any, order: Any
+) -> tuple[list[Layer], tuple[str, ...]]:
+    """Returns the layers to share, and the paths that a pattern passes over.
+
+    The layers are in the order of the model.
+    """
     links = dict(model.namedlinks(skipself=True))
     linear = [path for path, link in links.items() if type(link) is Linear]
     if not linear:
-        raise ValueError(
-            'share(): model must hold links of class chainer.links.Linear, '
-            f'but this {type(model).__name__} holds none; if the model itself '
-            'is a Linear, put it into a chainer.Sequential'
-        )
-    numbers = _match('common_num', common_num, links, linear)
-    orders = _match('order', order, links, list(numbers))
+        raise ValueError(_explain_no_layers(model, links))
+    numbers = _match('common_num', common_num, model, linear)
+    orders = _match('order', order, model, list(numbers))
     layers = []
     for path, number in numbers.items():
         setting = f'share(): common_num for {path}'
@@ -53,8 +56,8 @@ def choose_layers(model: Link, common_num: Any, order: Any) -> list[Layer]:
             continue
         link = links[path]
         check_link('share', model, path, link)
-        for param in link.params():
-            if not link.xp.isfinite(param.array).all():
+        for param in _params_of(link):
+            if not numpy.isfinite(to_cpu(param.array)).all():
                 raise ValueError(
                     f'share(): {path}/{param.name} contains NaN or infinity'
                 )
@@ -62,26 +65,62 @@ def choose_layers(model: Link, common_num: Any, order: Any) -> list[Layer]:
         layers.append(
             Layer(path, link, number, _find_order(path, link, orders))
         )
-    return layers
+    patterns = ['*']
+    if isinstance(common_num, Mapping):
+        patterns = [each for each in common_num if isinstance(each, str)]
+    return layers, tuple(
+        path
+        for path, link in links.items()
+        if isinstance(link, Linear)
+        and type(link) not in (Linear, SharedLinear)
+        and any(fnmatchcase(path, pattern) for pattern in patterns)
+    )
+
+
+def name_links(setting: str, values: Any, model: Link) -> dict[str, Any]:
+    """Returns a dict whose keys, paths or links, are all paths."""
+    named = {}
+    for key, value in values.items():
+        path = find_path(setting, key, model)
+        if path in named:
+            raise ValueError(f'share(): {setting} names {path} twice')
+        named[path] = value
+    return named
+
+
+def find_path(setting: str, key: Any, model: Link) -> str:
+    """Returns the path of a link, or the path that it is already."""
+    if isinstance(key, str):
+        return key
+    if not isinstance(key, Link):
+        raise TypeError(
+            f"share(): {setting} must have paths such as '/l1', or links, as "
+            f'keys, but one is {key!r}'
+        )
+    for path, link in model.namedlinks():
+        if link is key:
+            return path
+    raise ValueError(
+        f'share(): {setting} names {key}, which is no link of the model'
+    )
 
 
 def _match(
-    setting: str, values: Any, links: Mapping[str, Link], paths: list[str]
+    setting: str, values: Any, model: Link, paths: list[str]
 ) -> dict[str, Any]:
     """Returns the value of a setting for each path that has one."""
     if not isinstance(values, Mapping):
         return dict.fromkeys(paths, values)
+    values = name_links(setting, values, model)
+    links = dict(model.namedlinks())
     for pattern in values:
-        if not isinstance(pattern, str):
-            raise TypeError(
-                f"share(): {setting} must have paths such as '/l1' as keys, "
-                f'but one is {pattern!r}'
-            )
-        if not any(fnmatchcase(path, pattern) for path in paths):
+        if pattern not in paths and not any(
+            fnmatchcase(path, pattern) for path in paths
+        ):
             raise ValueError(
                 f'share(): {setting} names {pattern}, which '
                 f'{_explain(links.get(pattern))}; the layers to choose from '
-                f'are {", ".join(paths) or "none"}'
+                f'are {", ".join(paths) or "none"}{hint_at_predictor(model)}'
             )
     matches = {}
     for path in paths:
@@ -98,13 +137,49 @@ def _match(
     return matches
 
 
-def _explain(link: Link | None) -> str:
+def _explain(link: Any) -> str:
     """Says why a path is none of those to choose from."""
     if link is None:
         return 'matches none of the layers'
+    if isinstance(link, SharedLinear):
+        return f'is shared already, with common_num {link.common_num}'
     if type(link) is not Linear:
         return f'is of class {type(link).__name__}, not chainer.links.Linear'
     return 'is not being shared'
+
+
+def _explain_no_layers(model: Link, links: Mapping[str, Link]) -> str:
+    """Says why there is nothing to choose from."""
+    if isinstance(model, Linear):
+        return (
+            'share(): model must hold the Linear links, but is one itself: '
+            'put it into a chainer.Sequential'
+        )
+    shared = [
+        f'{path} (common_num {link.common_num})'
+        for path, link in links.items()
+        if isinstance(link, SharedLinear)
+    ]
+    if shared:
+        return (
+            'share(): all linear layers of model are shared already: '
+            f'{", ".join(shared)}; to share them anew, call expand first'
+        )
+    return (
+        'share(): model must hold links of class chainer.links.Linear, but '
+        f'this {type(model).__name__} holds none'
+    )
+
+
+def hint_at_predictor(model: Link) -> str:
+    """Returns advice for a model that is wrapped in a ``Classifier``."""
+    if isinstance(model, Classifier):
+        return '; for the model in this Classifier, pass its predictor'
+    return ''
+
+
+def _params_of(link: Linear) -> list[Any]:
+    return [link.W] if link.b is None else [link.W, link.b]
 
 
 def _find_order(
@@ -131,17 +206,28 @@ def check_link(call: str, model: Link, path: str, link: Linear) -> None:
             f'{call}(): {path} has no weight yet: first call the model once, '
             'or load a file'
         )
-    for param in link.params():
+    check_replaceable(call, model, path, link)
+
+
+def check_replaceable(call: str, model: Link, path: str, link: Linear) -> None:
+    """Checks that a link, perhaps of no width yet, can be replaced."""
+    for param in _params_of(link):
         places = [
             place
             for place, other in model.namedparams()
-            if other.array is param.array
+            if other is param
+            or (param.array is not None and other.array is param.array)
         ]
         if len(places) > 1:
             raise ValueError(
                 f'{call}(): {path} cannot be changed, because its '
                 f'{param.name} occurs in several places: {", ".join(places)}'
             )
+    if 'forward' in vars(link):
+        raise ValueError(
+            f'{call}(): {path} cannot be changed, because it has a forward of '
+            'its own'
+        )
     if link.local_link_hooks:
         raise ValueError(
             f'{call}(): {path} cannot be changed, because it has link hooks '

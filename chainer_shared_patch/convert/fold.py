@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from chainer_shared_patch.convert.calibrate import Batches, run
-from chainer_shared_patch.convert.choose import Layer, check_link
+from chainer_shared_patch.convert.calibrate import (
+    Batches,
+    find_arrays,
+    run,
+)
+from chainer_shared_patch.convert.choose import (
+    Layer,
+    check_link,
+    find_path,
+    name_links,
+)
 from chainer_shared_patch.convert.replace import Changes
 from chainer_shared_patch.links import SharedLinear
 import chainer
 from chainer.backends.cuda import to_cpu
 from chainer.link import Link
 from chainer.links.connection.linear import Linear
-from chainer.variable import Variable
+from chainer.utils import size_of_shape
+from chainer.variable import Parameter, Variable
 import numpy
 
 
@@ -22,16 +32,20 @@ def check_fold(model: Link, layers: list[Layer], fold: Any) -> dict[str, str]:
     if fold is None:
         return {}
     if not isinstance(fold, Mapping) or not all(
-        isinstance(path, str) for pair in fold.items() for path in pair
+        isinstance(each, (str, Link)) for pair in fold.items() for each in pair
     ):
         raise TypeError(
-            "share(): fold must be a dict of paths such as {'/l2': '/l1'}, "
-            f'but is {fold!r}'
+            "share(): fold must be a dict of paths such as {'/l2': '/l1'}, or "
+            f'of links, but is {fold!r}'
         )
+    folded_into = {
+        path: find_path('fold', target, model)
+        for path, target in name_links('fold', fold, model).items()
+    }
     links = dict(model.namedlinks())
     orders = {layer.path: layer.order for layer in layers}
-    targets = list(fold.values())
-    for path, target in fold.items():
+    targets = list(folded_into.values())
+    for path, target in folded_into.items():
         refusal = f'share(): cannot fold {path} into {target}: '
         if path == target:
             raise ValueError(refusal + 'they are the same layer')
@@ -57,7 +71,7 @@ def check_fold(model: Link, layers: list[Layer], fold: Any) -> dict[str, str]:
                 refusal + f'the former has {in_size} inputs, the latter '
                 f'{before.out_size} outputs'
             )
-    return dict(fold)
+    return folded_into
 
 
 def fold_order(
@@ -66,38 +80,83 @@ def fold_order(
     """Reorders the outputs of one layer instead of the inputs of another."""
     links: dict[str, Any] = dict(changes.model.namedlinks())
     link, before = links[path], links[target]
-    expected = run(changes.model, batches, {})
-    for param in before.params():
-        changes.set_array(param, param.array[link.order])
-        changes.restart(f'{target}/{param.name}', param, param.update_rule)
+    order = to_cpu(link.order)
+    if batches:
+        _check_outputs(changes.model, link, before, order, batches)
+    reordered = before.copy('copy')
+    for name in ('W', 'b'):
+        param = getattr(before, name)
+        if param is not None:
+            with reordered.init_scope():
+                new = Parameter(to_cpu(param.array)[order])
+                new.initializer = param.initializer
+                setattr(reordered, name, new)
+    changes.replace(target, before, reordered)
     link.order = None
-    actual = run(changes.model, batches, {})
-    pairs = list(zip(_find_arrays(actual), _find_arrays(expected)))
-    if batches and not pairs:
+
+
+def _check_outputs(
+    model: Link, link: Any, before: Any, order: numpy.ndarray, batches: Batches
+) -> None:
+    """Checks that the outputs stay if the order is undone before the layer."""
+    # Nothing is computed anew in this, so nothing is rounded otherwise.
+    reached: set[Link] = set()
+
+    def reorder(copies: Mapping[Any, Any]) -> None:
+        for each, indices in ((before, order), (link, order.argsort())):
+            indices = each.device.send(indices)
+            copies[each].forward = wrap(each, copies[each].forward, indices)
+
+    def wrap(each: Link, forward: Any, indices: Any) -> Any:
+        def forward_reordered(x: Any, n_batch_axes: int = 1) -> Any:
+            reached.add(each)
+            if each is before:
+                y = forward(x, n_batch_axes)
+                return Variable(_take(y.array, indices, n_batch_axes))
+            x = _take(chainer.as_array(x), indices, n_batch_axes)
+            return forward(x, n_batch_axes)
+
+        return forward_reordered
+
+    ys: list[Any] = []
+    record = {link: lambda x, y: ys.append(y)}
+    expected = run(model, batches, record)
+    expected_ys, ys = ys, []
+    actual = run(model, batches, record, reorder)
+    pairs = list(zip(_find_floats(actual), _find_floats(expected)))
+    if not pairs:
         raise ValueError(
             'share(): cannot check fold, because the model returns no arrays: '
             f'{actual[0]!r}'
         )
-    for a, b in pairs:
-        error = numpy.linalg.norm(a.astype('d') - b)
-        scale = numpy.linalg.norm(b.astype('d'))
-        if not error <= numpy.finfo(a.dtype).eps ** 0.5 * scale:
-            raise ValueError(
-                f'share(): cannot fold {path} into {target}: that '
-                'changes the outputs of the model. Only elementwise functions '
-                'may stand between the two (not BatchNormalization), and only '
-                f'{path} may use the outputs of {target}'
-            )
+    paths = {each: path for path, each in model.namedlinks()}
+    path, target = paths[link], paths[before]
+    pairs += zip(ys, expected_ys)
+    if len(reached) < 2 or not all(map(_are_same, *zip(*pairs))):
+        raise ValueError(
+            f'share(): cannot fold {path} into {target}: that '
+            'changes the outputs of the model. Only elementwise functions '
+            'may stand between the two (not BatchNormalization), and only '
+            f'{path} may use the outputs of {target}'
+        )
 
 
-def _find_arrays(outputs: Any) -> Iterator[numpy.ndarray]:
-    """Yields the float arrays that a model returns."""
-    if isinstance(outputs, Mapping):
-        outputs = list(outputs.values())
-    if isinstance(outputs, (list, tuple)):
-        for each in outputs:
-            yield from _find_arrays(each)
-    elif isinstance(outputs, (Variable, *chainer.get_array_types())):
-        array = to_cpu(chainer.as_array(outputs))
+def _take(array: Any, indices: Any, n_batch_axes: int) -> Any:
+    """Reorders all that is not of the batch axes, as if it were one axis."""
+    shape = array.shape
+    columns = size_of_shape(shape[n_batch_axes:])
+    with chainer.using_device(chainer.backend.get_device_from_array(array)):
+        rows = array.reshape(*shape[:n_batch_axes], columns)
+        return rows.take(indices, axis=-1).reshape(shape)
+
+
+def _find_floats(outputs: Any) -> Iterator[numpy.ndarray]:
+    for array in find_arrays(outputs):
         if array.dtype.kind == 'f':
-            yield array
+            yield to_cpu(array)
+
+
+def _are_same(a: numpy.ndarray, b: numpy.ndarray) -> bool:
+    error = numpy.linalg.norm(a.astype('d') - b)
+    scale = numpy.linalg.norm(b.astype('d'))
+    return bool(error <= numpy.finfo(b.dtype).eps * scale)

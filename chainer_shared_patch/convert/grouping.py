@@ -28,10 +28,11 @@ def group_columns(
     weighted and with clusters of equal size (Malinen and Fränti, "Balanced
     k-means for clustering", 2014).
 
-    Starting from contiguous blocks, it exchanges pairs of columns as long as
-    that makes the sum smaller: in each round the best pairs first, and each
-    group in at most one of them. More than 2,048 columns are first sorted
-    along their principal direction, then grouped in runs of at most 2,048.
+    Starting from groups of equal columns and contiguous blocks of the others,
+    it exchanges pairs of columns as long as that makes the sum smaller: in
+    each round the best pairs first, and each group in at most one of them, or
+    in a few if it is large. More than 2,048 columns are first sorted along
+    their principal direction, then grouped in runs of at most 2,048.
 
     Args:
         W (numpy.ndarray): Finite float matrix of shape
@@ -67,25 +68,69 @@ def group_columns(
     # Scaled, so that nothing overflows or vanishes in float32.
     scale = max(W.max(), -W.min()) or 1
     columns = numpy.arange(in_size)
-    if in_size > _AT_ONCE:
-        columns = numpy.argsort(_principal_direction(W, scale), kind='stable')
-    each = columns.reshape(-1, common_num)
-    runs = -(-len(each) // max(1, _AT_ONCE // common_num))
+    if in_size <= _AT_ONCE:
+        runs = [_start(W, columns, common_num)]
+    else:
+        along = _principal_direction(W, scale)
+        columns = numpy.argsort(along, kind='stable')
+        equal, rest = _find_equal(W, columns, common_num)
+        each = numpy.concatenate([equal, rest.reshape(-1, common_num)])
+        each = each[numpy.argsort(along[each[:, 0]], kind='stable')]
+        number = -(-len(each) // max(1, _AT_ONCE // common_num))
+        runs = [
+            _start(W, numpy.sort(run, axis=None), common_num)
+            for run in numpy.array_split(each, number)
+        ]
     groups = []
-    for run in numpy.array_split(each, runs):
+    for run in runs:
         if len(run) == 1:
             groups.append(run)
             continue
-        run = numpy.sort(run, axis=None)
-        e = weights[run].astype(numpy.float32)
-        scaled = (W[:, run] / scale).astype(numpy.float32)
+        members = run.ravel()
+        e = weights[members].astype(numpy.float32)
+        scaled = (W[:, members] / scale).astype(numpy.float32)
         # What all columns have in common would drown what tells them apart.
         scaled -= (scaled @ e / e.sum())[:, None]
         scaled *= e
-        groups.append(run[_exchange(scaled.T @ scaled, e, common_num)])
+        groups.append(members[_exchange(scaled.T @ scaled, e, common_num)])
     # Keep neighbours in the input close to each other where possible.
     order = numpy.sort(numpy.concatenate(groups), axis=1)
     return order[numpy.argsort(order[:, 0])].T.ravel()
+
+
+def _start(
+    W: numpy.ndarray, columns: numpy.ndarray, common_num: int
+) -> numpy.ndarray:
+    """Returns groups of equal columns, then contiguous blocks of the rest."""
+    equal, rest = _find_equal(W, columns, common_num)
+    return numpy.concatenate([equal, rest.reshape(common_num, -1).T])
+
+
+def _find_equal(
+    W: numpy.ndarray, columns: numpy.ndarray, common_num: int
+) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Returns groups of equal columns, and the columns of no such group."""
+    # A hash of each column, by multiplication modulo 2**64 (Dietzfelbinger,
+    # "Universal hashing and k-wise independent random variables", 1996).
+    random = numpy.random.RandomState(0)
+    hashes = numpy.zeros(len(columns), numpy.uint64)
+    for first in range(0, len(W), _ROWS):
+        rows = W[first : first + _ROWS][:, columns] + 0  # no -0.0
+        bits = rows.view(f'u{W.itemsize}').astype(numpy.uint64)
+        factors = random.randint(0, 2**63, len(bits), numpy.uint64) * 2 + 1
+        hashes += (bits * factors[:, None]).sum(axis=0)
+    _, value, counts = numpy.unique(
+        hashes, return_inverse=True, return_counts=True
+    )
+    by_value = numpy.argsort(value, kind='stable')
+    # How many of the same value come before it.
+    rank = numpy.empty(len(columns), int)
+    rank[by_value] = numpy.arange(len(columns)) - numpy.repeat(
+        counts.cumsum() - counts, counts
+    )
+    is_full = rank < (counts // common_num * common_num)[value]
+    equal = by_value[is_full[by_value]].reshape(-1, common_num)
+    return columns[equal], columns[~is_full]
 
 
 def _principal_direction(W: numpy.ndarray, scale: float) -> numpy.ndarray:
@@ -106,47 +151,102 @@ def _principal_direction(W: numpy.ndarray, scale: float) -> numpy.ndarray:
 def _exchange(
     dots: numpy.ndarray, e: numpy.ndarray, common_num: int
 ) -> numpy.ndarray:
-    """Returns the members of each group, of shape ``(k, common_num)``."""
+    """Returns the members of each group, of shape ``(k, common_num)``.
+
+    The first of them are in the first group, and so on.
+    """
     # dots[i, j] is e_i e_j <w_i, w_j>.
     # Expanding the squares, the sum is small where another one is large: that
     # of the value |s|^2 / t of each group, where s is the sum of its weighted
     # columns and t that of its weights.
     size = len(dots)
-    each = numpy.arange(size)
+    members = numpy.arange(size).reshape(-1, common_num)
+    k = len(members)
     norms = dots.diagonal()
     least = 1e-6 * common_num * (norms / e).mean()  # above rounding errors
-    members = each.reshape(common_num, -1).T
-    group = numpy.empty(size, int)
+    group, sums, value = _sum_groups(dots, e, members)
+    # In large groups, one exchange makes little difference to the next.
+    at_most = limit = max(1, common_num // 8)
     for _ in range(1000):
-        group[members] = numpy.arange(len(members))[:, None]
-        with_sums = dots[:, members.ravel()].reshape(size, -1, common_num)
-        with_sums = with_sums.sum(axis=2)  # <e_i w_i, s_c>
-        own = with_sums[each, group]
-        s2 = own[members].sum(axis=1)
-        t = e[members].sum(axis=1)
-        value = s2 / t
-        # gain[i, j] is what the group of i gains when j replaces i.
-        gain = with_sums[:, group].T - own[:, None]
-        gain *= 2
-        gain += (s2[group] + norms)[:, None] + norms - 2 * dots
-        gain /= (t[group] - e)[:, None] + e
-        gain -= value[group][:, None]
-        gain += gain.T.copy()
-        gain[members[:, :, None], members[:, None, :]] = 0
-        partner = gain.argmax(axis=1)
-        best = gain[each, partner]
-        free = numpy.ones(len(members), bool)
-        for i in numpy.argsort(-best, kind='stable'):
-            if best[i] <= least:
-                break
-            pair = group[[i, partner[i]]]
-            if free[pair].all():
-                free[pair] = False
-                group[[i, partner[i]]] = pair[::-1]
-        if free.all():
+        gain = _compute_gains(dots, e, members, group, sums)
+        best = gain.max(axis=1)
+        candidates = numpy.argsort(-best, kind='stable')
+        candidates = candidates[best[candidates] > least]
+        if not len(candidates):
             break
-        members = numpy.argsort(group, kind='stable').reshape(members.shape)
+        while True:
+            changed = group.copy()
+            left = numpy.full(k, limit)
+            blocked = numpy.zeros(size, dots.dtype)
+            for i in candidates:
+                j = (gain[i] + blocked if limit > 1 else gain[i]).argmax()
+                if blocked[i] or blocked[j] or gain[i, j] <= least:
+                    continue
+                changed[[i, j]] = pair = group[[j, i]]
+                blocked[[i, j]] = -numpy.inf
+                left[pair] -= 1
+                for full in pair[left[pair] == 0]:
+                    blocked[members[full]] = -numpy.inf
+            exchanged = numpy.argsort(changed, kind='stable').reshape(k, -1)
+            after = _sum_groups(dots, e, exchanged)
+            if limit == 1 or after[2] > value:
+                break
+            limit //= 2
+        members, (group, sums, value) = exchanged, after
+        limit = min(2 * limit, at_most)
     return members
+
+
+def _sum_groups(
+    dots: numpy.ndarray, e: numpy.ndarray, members: numpy.ndarray
+) -> tuple[numpy.ndarray, numpy.ndarray, float]:
+    """Returns each column's group and <e_i w_i, s_c>, and the total value."""
+    size = len(dots)
+    each = numpy.arange(size)
+    group = numpy.empty(size, int)
+    group[members] = numpy.arange(len(members))[:, None]
+    is_in = numpy.zeros((size, len(members)), dots.dtype)
+    is_in[each, group] = 1
+    sums = dots @ is_in
+    s2 = sums[each, group][members].sum(axis=1)
+    return group, sums, (s2 / e[members].sum(axis=1)).sum(dtype='d')
+
+
+def _compute_gains(
+    dots: numpy.ndarray,
+    e: numpy.ndarray,
+    members: numpy.ndarray,
+    group: numpy.ndarray,
+    sums: numpy.ndarray,
+) -> numpy.ndarray:
+    """Returns how much larger the value is if i and j change places."""
+    norms = dots.diagonal()
+    own = sums[numpy.arange(len(dots)), group]
+    s2 = own[members].sum(axis=1)
+    t = e[members].sum(axis=1)
+    value = (s2 / t)[group]
+    # Without i, and before what replaces it comes.
+    s2_rest = s2[group] - 2 * own + norms
+    t_rest = t[group] - e
+    by_group = numpy.ascontiguousarray(sums.T)
+    gains = numpy.empty_like(dots)
+    # As much at a time as the processor's cache holds.
+    for first in range(0, len(dots), 64):
+        i = slice(first, first + 64)
+        column = i, None
+        gain = by_group[group[i]] - dots[i]
+        gain *= 2
+        gain += s2_rest[column] + norms
+        gain /= t_rest[column] + e
+        other = sums[i].take(group, axis=1) - dots[i]
+        other *= 2
+        other += s2_rest + norms[column]
+        other /= t_rest + e[column]
+        gain += other
+        gain -= value[column] + value
+        gain[group[column] == group] = 0
+        gains[i] = gain
+    return gains
 
 
 def average_columns(

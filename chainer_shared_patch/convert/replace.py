@@ -1,4 +1,4 @@
-"""Replaces links and arrays of a model, and undoes it after an error."""
+"""Replaces links of a model, and undoes it after an error."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from typing import Any
 
 import chainer
 from chainer.link import Link
-from chainer.variable import Parameter
-import numpy
+
+# What an ordinary layer has no use for.
+_OF_SHARED_LINEAR = ('common_num', '_order')
 
 
 class Changes:
-    """Changes to a model, which an error in a ``with`` statement undoes."""
+    """Changes to a model, which an error in a ``with`` statement undoes.
+
+    They replace links and parameters, and leave those that were there as they
+    are, because another model may hold them too.
+    """
 
     def __init__(self, model: Link) -> None:
         self.model = model
@@ -33,30 +38,33 @@ class Changes:
             link.__dict__.pop('schedule_manager', None)
 
     def replace(self, path: str, old: Any, new: Any) -> None:
-        """Replaces a link by one with another W; all else stays."""
+        """Replaces a link by one with another W and perhaps another bias."""
+        if old.b is not None and new.b is not None:
+            new.b.array = new.b.array.astype(old.b.dtype, copy=False)
         new.to_device(old.device)
         new.name = old.name
-        self.restart(path + '/W', new.W, old.W.update_rule)
-        if old.b is not None:
-            with new.init_scope():
-                new.b = old.b
-        self._undo.callback(_put, self.model, path, old)
-        _put(self.model, path, new)
+        self._restart(path + '/W', new.W, old.W.update_rule)
+        if new.b is not None and old.b is None:
+            _follow(new.b, new.W.update_rule)
+        elif new.b is not old.b and new.b is not None:
+            self._restart(path + '/b', new.b, old.b.update_rule)
+        for name, value in vars(old).items():
+            # What has been added to the link.
+            if name not in vars(new) and name not in _OF_SHARED_LINEAR:
+                vars(new)[name] = value
+                if name in old._params:
+                    new._params.add(name)
+                elif name in old._persistent:
+                    new._persistent.add(name)
+        self._undo.callback(_put, self.model, new, old)
+        _put(self.model, old, new)
 
-    def set_array(self, param: Any, array: Any) -> None:
-        """Gives a parameter another array of the same shape."""
-        self._undo.callback(setattr, param, 'grad', param.grad)
-        self._undo.callback(setattr, param, 'array', param.array)
-        param.cleargrad()
-        param.array = param.device.send(array.astype(param.dtype))
-
-    def restart(self, path: str, param: Any, rule: Any) -> None:
+    def _restart(self, path: str, param: Any, rule: Any) -> None:
         """Gives a parameter a copy of an update rule without its state."""
         if rule is None:
             return
         if rule.state:
             self.restarted.append(path)
-        self._undo.callback(setattr, param, 'update_rule', param.update_rule)
         rule = copy.copy(rule)
         rule._state = None
         rule._fp32_param = None
@@ -64,28 +72,34 @@ class Changes:
         param.update_rule = rule
 
 
-def attach_bias(link: Any) -> None:
-    """Adds a bias of zeros, with an update rule of the kind that W has."""
-    with link.init_scope():
-        link.b = Parameter(numpy.zeros(link.out_size, link.W.dtype))
-    link.b.to_device(link.device)
-    rule = link.W.update_rule
+def keep_bias(old: Any, new: Any) -> None:
+    """Gives a link the bias of another one, if that has one."""
+    if old.b is not None:
+        with new.init_scope():
+            new.b = old.b
+
+
+def _follow(param: Any, rule: Any) -> None:
+    """Gives a new parameter an update rule of the same kind."""
     if rule is not None:
-        link.b.update_rule = type(rule)(rule.hyperparam.parent)
-        link.b.update_rule.enabled = rule.enabled
-        link.b.update_rule.use_fp32_update(rule._use_fp32_update)
+        param.update_rule = type(rule)(rule.hyperparam.parent)
+        param.update_rule.enabled = rule.enabled
+        param.update_rule.use_fp32_update(rule._use_fp32_update)
 
 
-def _put(model: Link, path: str, new: Link) -> None:
+def _put(model: Link, old: Link, new: Link) -> None:
     """Puts a link in the place of another one in its chain."""
-    parent_path, _, name = path.rpartition('/')
-    parent = dict(model.namedlinks())[parent_path or '/']
-    if isinstance(parent, chainer.ChainList):
-        # Setting a layer of a Sequential might renumber the others.
-        links = parent._children
-        if isinstance(parent, chainer.Sequential):
-            layers = parent._layers
-            layers[layers.index(links[int(name)])] = new
-        links[int(name)] = new
-    else:
-        setattr(parent, name, new)
+    for parent in list(model.links()):
+        if isinstance(parent, chainer.Chain):
+            for name in parent._children:
+                if getattr(parent, name) is old:
+                    setattr(parent, name, new)
+        elif isinstance(parent, chainer.ChainList):
+            _replace_in(parent._children, old, new)
+            # Setting a layer of a Sequential might renumber the others.
+            if isinstance(parent, chainer.Sequential):
+                _replace_in(parent._layers, old, new)
+
+
+def _replace_in(links: list[Any], old: Link, new: Link) -> None:
+    links[:] = [new if each is old else each for each in links]

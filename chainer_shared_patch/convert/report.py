@@ -55,6 +55,8 @@ class ShareReport(NamedTuple):
             were shared.
         restarted (tuple of str): The paths of the parameters whose optimizer
             state was reset.
+        passed_over (tuple of str): The paths of links of subclasses of
+            ``chainer.links.Linear``, which stay as they are.
 
     .. admonition:: Example
 
@@ -73,17 +75,37 @@ class ShareReport(NamedTuple):
 
     layers: tuple[SharedLayer, ...]
     restarted: tuple[str, ...]
+    passed_over: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        return '\n'.join([self._tabulate('simple'), *self._make_notes()])
+
+    def _repr_html_(self) -> str:
+        notes = (f'<p>{note}</p>' for note in self._make_notes())
+        return '\n'.join([self._tabulate('html'), *notes])
+
+    def _make_notes(self) -> list[str]:
+        notes = []
+        if self.restarted:
+            paths = ', '.join(self.restarted)
+            notes.append(f'The state of the optimizer was reset for {paths}.')
+        if self.passed_over:
+            paths = ', '.join(self.passed_over)
+            notes.append(f'Of a subclass of Linear, and not shared: {paths}.')
+        return notes
+
+    def _tabulate(self, style: str) -> str:
         def percent(errors: Iterable[float | None]) -> list[str]:
             return ['' if each is None else f'{each:.2%}' for each in errors]
 
         layers = self.layers
+        sizes = [each.size for each in layers]
+        dense_sizes = [each.dense_size for each in layers]
         columns: dict[str, list[Any]] = {
             'layer': [each.path for each in layers],
             'common_num': [each.common_num for each in layers],
-            'parameters': [f'{each.size:,}' for each in layers],
-            'parameters before': [f'{each.dense_size:,}' for each in layers],
+            'parameters': [f'{size:,}' for size in sizes],
+            'parameters before': [f'{size:,}' for size in dense_sizes],
             'weight error': percent(each.weight_error for each in layers),
             'output error': percent(each.output_error for each in layers),
             'order folded into': [each.folded_into or '' for each in layers],
@@ -91,16 +113,22 @@ class ShareReport(NamedTuple):
         columns = {
             header: cells for header, cells in columns.items() if any(cells)
         }
+        if len(layers) > 1:
+            totals = {
+                'layer': 'total',
+                'parameters': f'{sum(sizes):,}',
+                'parameters before': f'{sum(dense_sizes):,}',
+            }
+            for header, cells in columns.items():
+                cells.append(totals.get(header, ''))
         text: str = tabulate(
             columns,
             headers='keys',
+            tablefmt=style,
             disable_numparse=True,
             colalign=[
                 'left' if header in ('layer', 'order folded into') else 'right'
                 for header in columns
             ],
         )
-        if self.restarted:
-            paths = ', '.join(self.restarted)
-            text += f'\nThe state of the optimizer was reset for {paths}.'
         return text

@@ -72,7 +72,13 @@ def state_of(model):
         t = None if rule is None else rule.t
         params.append((path, param, rule, t, copies))
     orders = [getattr(link, 'order', None) for _, link, _ in links]
-    return links, params, [None if o is None else list(o) for o in orders]
+    persistents = [
+        (name, repr(vars(link)[name]))
+        for _, link, _ in links
+        for name in sorted(link._persistent)
+    ]
+    orders = [None if o is None else list(o) for o in orders]
+    return links, params, orders, persistents
 
 
 def train(model, optimizer, x, steps=2):

@@ -1,6 +1,9 @@
 """Layers that are refitted with calibration inputs."""
 
-from chainer_shared_patch import share
+import itertools
+import random as random_module
+
+from chainer_shared_patch import SharedLinear, share
 from chainer_shared_patch.convert.grouping import group_columns
 import chainer
 import chainer.functions as F
@@ -179,6 +182,152 @@ def test_statistics_and_dropout(random):
     assert chainer.config.enable_backprop
 
 
+class Noisy(MLP):
+    """Adds noise to its hidden layers, in test mode too."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, x):
+        h = self.l1(x)
+        h = F.relu(self.l2(h + self.draw(self, h.shape)))
+        return self.l3(h + self.draw(self, h.shape))
+
+
+def draw_from_python(model, shape):
+    gauss = [random_module.gauss(0, 1) for _ in range(numpy.prod(shape))]
+    return numpy.reshape(gauss, shape)
+
+
+@pytest.mark.parametrize(
+    'draw',
+    [
+        lambda model, shape: F.gaussian(*numpy.zeros((2, *shape))),
+        lambda model, shape: numpy.random.randn(*shape),
+        lambda model, shape: model.random_state.randn(*shape),
+        draw_from_python,
+    ],
+)
+def test_every_run_draws_the_same_random_numbers(x, draw):
+    def seed():
+        numpy.random.seed(0)
+        random_module.seed(0)
+        model.random_state = numpy.random.RandomState(0)
+
+    model = Noisy(draw)
+    seed()
+    noise = [chainer.as_array(draw(model, (20, HIDDEN))) for _ in range(2)]
+    expected = Noisy(lambda model, shape: next(model.noise))
+    expected.noise = itertools.cycle(noise)
+    seed()
+    first = chainer.as_array(draw(model, (1, 1)))
+    seed()
+    share(expected, 2, inputs=x)
+    share(model, 2, inputs=x)
+    assert_same(params_of(model), params_of(expected))
+    # The states are as they were.
+    second = chainer.as_array(draw(model, (1, 1)))
+    numpy.testing.assert_array_equal(second, first)
+
+
+def test_random_states_that_cannot_be_seen_are_refused(x):
+    hidden = numpy.random.RandomState(0)
+    model = Noisy(lambda model, shape: hidden.randn(*shape))
+    before = state_of(model)
+    message = r'^share\(\): when the model runs twice, /l2 gives two outputs'
+    with pytest.raises(ValueError, match=message):
+        share(model, 2, inputs=x)
+    assert state_of(model) == before
+
+
+class Training(MLP):
+    """Runs itself in train mode, and has a layer of no width yet."""
+
+    def __init__(self, reject=False):
+        super().__init__()
+        with self.init_scope():
+            self.bn = L.BatchNormalization(HIDDEN)
+            self.lazy = L.Linear(None, OUT)
+        self.reject = reject
+
+    def forward(self, x):
+        with chainer.using_config('train', True):
+            h = self.bn(self.l1(x))
+        h = self.lazy(self.l2(h))
+        if self.reject and isinstance(self.l2, SharedLinear):
+            raise RuntimeError('no')
+        return h
+
+
+@pytest.mark.parametrize('reject', [False, True])
+def test_statistics_and_lazy_layers_stay(x, reject):
+    model = Training(reject)
+    before = state_of(model)
+    if reject:
+        with pytest.raises(ValueError, match='once /l2 is shared, the model'):
+            share(model, {'/l1': 2, '/l2': 2}, inputs=x)
+        assert state_of(model) == before
+    else:
+        share(model, {'/l1': 2, '/l2': 2}, inputs=x)
+        assert state_of(model)[3] == before[3]
+        assert model.lazy.W.array is None
+
+
+def test_arrays_that_the_model_writes_to_stay(x):
+    class Writing(MLP):
+        def forward(self, x):
+            self.l3.W.array[...] *= 0.5
+            return super().forward(x)
+
+    model = Writing()
+    W = model.l3.W.array.copy()
+    share(model, {'/l1': 2}, inputs=x)
+    numpy.testing.assert_array_equal(model.l3.W.array, W)
+
+
+class Tied(chainer.Chain):
+    """An autoencoder that decodes with the weights that it encodes with."""
+
+    def __init__(self, decode):
+        super().__init__()
+        with self.init_scope():
+            self.a = L.Linear(IN, HIDDEN)
+            self.b = L.Linear(HIDDEN, HIDDEN)
+        fill(self)
+        self.decode = decode
+
+    def forward(self, x):
+        h = F.sigmoid(self.b(F.sigmoid(self.a(x))))
+        return {'h': h, 'x': self.decode(self, h)}
+
+
+@pytest.mark.parametrize(
+    ('decode', 'message'),
+    [
+        (
+            lambda model, h: F.linear(h, F.transpose(model.a.W)),
+            r'returns .* \[\(20, 12\), \(20, 3\)\] instead of .* 6\)\]',
+        ),
+        (
+            lambda model, h: F.linear(
+                h, F.transpose(model.a.W), numpy.zeros(IN)
+            ),
+            'raises InvalidType',
+        ),
+    ],
+)
+@pytest.mark.parametrize('common_num', [{'/a': 2}, {'/a': 2, '/b': 3}])
+def test_weights_that_the_model_uses_elsewhere(x, decode, message, common_num):
+    model = Tied(decode)
+    before = state_of(model)
+    message = r'(?s)^share\(\): once /a is shared, the model ' + message
+    with pytest.raises(ValueError, match=message):
+        share(model, common_num, inputs=x)
+    assert state_of(model) == before
+    share(model, {'/b': 3}, inputs=x)
+
+
 def test_the_order_is_that_of_execution(x):
     class Backwards(MLP):
         def forward(self, x):
@@ -220,23 +369,21 @@ class Part(MLP):
 
 
 class Repeating(MLP):
-    """Calls its first layer once, then twice."""
-
-    calls = 0
+    """Calls its second layer twice as soon as the first one is shared."""
 
     def forward(self, x):
-        self.calls += 1
-        for _ in range(self.calls):
-            y = self.l1(x)
-        return self.l2(y)
+        h = self.l1(x)
+        for _ in range(1 + isinstance(self.l1, SharedLinear)):
+            y = self.l2(h)
+        return y
 
 
-class Stopping(Repeating):
-    """Calls its first layer once, then never."""
+class Stopping(MLP):
+    """Does not call its second layer once the first one is shared."""
 
     def forward(self, x):
-        self.calls += 1
-        return self.l1(x) if self.calls == 1 else x
+        h = self.l1(x)
+        return h if isinstance(self.l1, SharedLinear) else self.l2(h)
 
 
 class Overflowing(MLP):
@@ -279,12 +426,12 @@ class Large(MLP):
         (
             Repeating,
             X,
-            'once the layers before /l1 .* no longer calls it as often',
+            'once the layers before /l2 .* no longer calls it as often',
         ),
         (
             Stopping,
             X,
-            'once the layers before /l1 .* no longer calls it as often',
+            'once the layers before /l2 .* no longer calls it as often',
         ),
         (
             Overflowing,
@@ -296,7 +443,7 @@ class Large(MLP):
 def test_errors_change_nothing(make, inputs, message):
     model = make()
     before = state_of(model)
-    common_num = {'/l1': 2} if make is Stopping else {'/l1': 2, '/l2': 2}
+    common_num = {'/l1': 2, '/l2': 2}
     with pytest.raises(ValueError, match=r'^share\(\): .*' + message):
         share(model, common_num, inputs=inputs)
     assert state_of(model) == before

@@ -9,7 +9,14 @@ import chainer.links as L
 import numpy
 import pytest
 
-from tests.convert.helpers import HIDDEN, MLP, shared_numbers_of, state_of
+from tests.convert.helpers import (
+    HIDDEN,
+    IN,
+    MLP,
+    shared_numbers_of,
+    state_of,
+)
+from tests.helpers import assert_same, params_of
 
 
 @pytest.mark.parametrize(
@@ -64,6 +71,10 @@ def test_subclasses_stay():
     report = share(model, 2)
     assert [layer.path for layer in report.layers] == ['/0']
     assert list(model)[1:] == before[1:]
+    assert report.passed_over == ('/1',)
+    assert str(report).endswith('subclass of Linear, and not shared: /1.')
+    model = chainer.ChainList(L.Linear(4, 4), Mine(4, 4))
+    assert share(model, {'/0': 2}).passed_over == ()
 
 
 def make_lazy(model):
@@ -159,18 +170,88 @@ def test_errors_change_nothing(prepare, settings, message):
 
 
 @pytest.mark.parametrize('setting', ['common_num', 'order'])
-def test_paths_that_are_no_strings(setting):
+def test_keys_that_are_neither_paths_nor_links(setting):
     settings = {'common_num': 2, setting: {1: 2}}
     message = rf'^share\(\): {setting} must have paths .* but one is 1$'
     with pytest.raises(TypeError, match=message):
         share(MLP(), **settings)
 
 
-@pytest.mark.parametrize('model', [L.Linear(4, 4), chainer.Sequential(F.relu)])
-def test_models_without_layers(model):
-    message = f'this {type(model).__name__} holds none'
+def test_links_as_keys(x):
+    model, expected = MLP(), MLP()
+    order = {'/l2': 'contiguous'}
+    share(expected, {'/l2': 2, '/l3': 3}, order=order, fold={'/l3': '/l2'})
+    l1, l2, l3 = model.l1, model.l2, model.l3
+    share(
+        model,
+        {l2: 2, l3: 3, '/l1': 1},
+        order={l2: 'contiguous'},
+        fold={l3: l2},
+    )
+    assert shared_numbers_of(model) == {'/l2': 2, '/l3': 3}
+    assert_same(params_of(model), params_of(expected))
+    assert model.l1 is l1
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (
+            lambda model: {'common_num': {MLP().l2: 2}},
+            'common_num names Linear.*, which is no link of the model',
+        ),
+        (
+            lambda model: {'common_num': {model.l2: 2, '/l2': 2}},
+            'common_num names /l2 twice',
+        ),
+        (
+            lambda model: {'common_num': 2, 'fold': {'/l2': MLP().l1}},
+            'fold names Linear.*, which is no link of the model',
+        ),
+    ],
+)
+def test_links_that_are_no_choice(settings, message):
+    model = MLP()
+    with pytest.raises(ValueError, match=r'^share\(\): ' + message):
+        share(model, **settings(model))
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda: L.Linear(4, 4), 'but is one itself: put it into a chainer.S'),
+        (lambda: chainer.Sequential(F.relu), 'this Sequential holds none'),
+        (
+            lambda: chainer.Sequential(SharedLinear(4, 4, common_num=2)),
+            r'are shared already: /0 \(common_num 2\); .* call expand first',
+        ),
+    ],
+)
+def test_models_without_layers(make, message):
+    with pytest.raises(ValueError, match=r'^share\(\): .*' + message):
+        share(make(), 2)
+
+
+def test_a_layer_that_is_shared_already():
+    model = MLP()
+    share(model, {'/l2': 3})
+    message = 'names /l2, which is shared already, with common_num 3; .*/l3$'
     with pytest.raises(ValueError, match=message):
-        share(model, 2)
+        share(model, {'/l2': 2})
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'common_num': {'/l2': 2}},
+        {'common_num': 2, 'inputs': numpy.ones((3, IN))},
+    ],
+)
+def test_a_classifier_has_a_predictor(settings):
+    model = L.Classifier(MLP())
+    with pytest.raises(ValueError, match='Classifier, pass its predictor$'):
+        share(model, **settings)
+    share(model.predictor, **settings)
 
 
 def test_copies_that_share_their_arrays():

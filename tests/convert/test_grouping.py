@@ -113,6 +113,43 @@ def test_groups_that_lie_as_blocks_stay(random):
     numpy.testing.assert_array_equal(order, numpy.arange(n * k))
 
 
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize(
+    ('n', 'k', 'out_size'), [(20, 5, 10), (4, 300, 3), (2, 100, 300)]
+)
+def test_groups_of_equal_columns_are_found(
+    random, few_at_once, dtype, n, k, out_size
+):
+    narrow = random.randn(out_size, k).astype(dtype)
+    narrow[:, 1] = narrow[:, 0]
+    narrow[0, 2:4] = 0.0, -0.0
+    order = random.permutation(n * k)
+    W = numpy.empty((out_size, n * k), dtype)
+    W[:, order] = numpy.tile(narrow, (1, n))
+    W[0, order[2]] = -0.0
+    found = group_columns(W, n, random.rand(n * k) + 0.1)
+    assert (numpy.diff(W[:, found].reshape(out_size, n, k), axis=1) == 0).all()
+
+
+@pytest.mark.parametrize(('n', 'k'), [(64, 2), (200, 2), (32, 6)])
+def test_large_groups(random, n, k):
+    """Several exchanges in a round leave no better exchange of two."""
+    W, weights = random.randn(5, n * k), random.rand(n * k) + 0.1
+    order = group_columns(W, n, weights)
+    least = 1e-6 * n * (weights * (W**2).sum(axis=0)).sum()
+    found = objective(W, order, n, weights)
+    for i, j in random.randint(0, n * k, (200, 2)):
+        order[[i, j]] = order[[j, i]]
+        assert objective(W, order, n, weights) > found - least
+        order[[i, j]] = order[[j, i]]
+
+
+def test_columns_are_not_held_together_because_they_are_equal():
+    W = numpy.array([[0.0, 0.0, 1.0, -1.0]])
+    order = group_columns(W, 2, numpy.ones(4))
+    assert objective(W, order, 2, numpy.ones(4)) == 1
+
+
 def test_neighbours_stay_as_close_as_they_can(random):
     W = random.randn(6, 60)
     blocks = group_columns(W, 4, numpy.ones(60)).reshape(4, -1)

@@ -1,5 +1,8 @@
 """What stays of the links and parameters that are replaced."""
 
+import itertools
+import pickle
+
 from chainer_shared_patch import SharedLinear, expand, share
 import chainer
 from chainer import optimizer_hooks, optimizers
@@ -141,6 +144,130 @@ class TestKept:
         assert model.l2.device is device
 
 
+@pytest.mark.parametrize('inputs', [False, True])
+def test_names_that_hold_a_slash_or_brackets(x, inputs):
+    class Both(chainer.Chain):
+        def __init__(self):
+            super().__init__(inner=MLP())
+            self.add_link('loss3/fc[0]', L.Linear(OUT, HIDDEN))
+
+        def forward(self, x):
+            return self['loss3/fc[0]'](self.inner(x))
+
+    common_num = {'/loss3/fc[0]': 2, '/inner/l?': 2}
+    model = Both()
+    share(model, common_num, inputs=x if inputs else None)
+    assert set(shared_numbers_of(model)) == {
+        '/loss3/fc[0]',
+        '/inner/l1',
+        '/inner/l2',
+        '/inner/l3',
+    }
+    expand(model)
+    assert not shared_numbers_of(model)
+
+
+class TestOthers:
+    """What else holds a link that is replaced goes on as before."""
+
+    @pytest.mark.parametrize('fold', [None, {'/2': '/0'}])
+    def test_models_that_hold_the_same_links(self, random, fold):
+        first, second = L.Linear(8, 12), L.Linear(12, 12)
+        models = [
+            chainer.Sequential(first, F.relu, second, L.Linear(12, 4))
+            for _ in range(2)
+        ]
+        for model in models:
+            fill(model)
+        optimizer = optimizers.Adam().setup(models[1])
+        x = random.randn(5, 8)
+        train(models[1], optimizer, x)
+        before, y = state_of(models[1]), models[1](x).array
+        fold = fold and {second: first}
+        share(models[0], {second: 3, first: 2}, inputs=x, fold=fold)
+        assert state_of(models[1]) == before
+        numpy.testing.assert_array_equal(models[1](x).array, y)
+        train(models[1], optimizer, x)
+
+    def test_copies_that_share_their_arrays(self, x):
+        model = chainer.Sequential(MLP(), lambda y: 2 * y, L.Linear(OUT, 2))
+        fill(model)
+        y, before = model(x).array, state_of(model)
+        for n in (2, 4):
+            copied = model.copy()
+            share(copied, {'/0/l2': n, '/1': n}, inputs=x)
+            assert shared_numbers_of(copied) == {'/0/l2': n, '/1': n}
+        assert state_of(model) == before
+        numpy.testing.assert_array_equal(model(x).array, y)
+
+    def test_new_parameters_are_trained(self, x):
+        model = MLP()
+        optimizer = optimizers.Adam().setup(L.Classifier(model))
+        train(model, optimizer, x)
+        report = share(model, {'/l2': 2}, inputs=x, fold={'/l2': '/l1'})
+        assert report.restarted == ('/l2/W', '/l2/b', '/l1/W', '/l1/b')
+        before = params_of(model)
+        train(model, optimizer, x)
+        for a, b in zip(params_of(model), before):
+            assert (a != b).any()
+        assert model.l1.b.name == model.l2.b.name == 'b'
+
+    def test_what_was_added_to_a_link(self, x):
+        model = MLP()
+        link = model.l2
+        with link.init_scope():
+            link.scale = chainer.Parameter(numpy.ones(3))
+        link.add_persistent('count', numpy.array(7))
+        link.tag = 'mine'
+        (layer,) = share(
+            model, {'/l2': 2}, inputs=x, fold={'/l2': '/l1'}
+        ).layers
+        for _ in range(2):
+            assert model.l2 is not link
+            assert model.l2.scale is link.scale
+            assert model.l2.count is link.count
+            assert model.l2.tag == 'mine'
+            assert '/l2/scale' in dict(model.namedparams())
+            assert 'count' in model.l2._persistent
+            expand(model)
+        assert layer.size == HIDDEN * HIDDEN // 2 + HIDDEN + 3
+        assert not hasattr(model.l2, 'common_num')
+        assert not hasattr(model.l2, 'order')
+
+    def test_a_forward_of_its_own(self):
+        model = MLP()
+        model.l2.forward = F.relu
+        with pytest.raises(ValueError, match='/l2 .* has a forward of its'):
+            share(model, {'/l2': 2})
+
+
+@pytest.mark.parametrize('inputs', [False, True])
+@pytest.mark.parametrize('back', [False, True])
+def test_new_parameters_forget_the_arrays_they_were_made_of(x, inputs, back):
+    model = MLP()
+    for link in model.children():
+        link.W.initializer = link.b.initializer = None
+    share(
+        model,
+        {'/l2': 2},
+        inputs=x if inputs else None,
+        fold={'/l2': '/l1'},
+    )
+    if back:
+        expand(model)
+    W, b = model.l2.W, model.l2.b
+    dtype = W.dtype
+    for param in (W, b):
+        held = getattr(param.initializer, 'fill_value', None)
+        assert not isinstance(held, numpy.ndarray)
+    assert model.l1.W.initializer is None
+    with chainer.using_config('dtype', 'f'):
+        copied = model.l2.copy('init')
+    assert copied.W.dtype == dtype
+    assert (copied.W.array != W.array).any()
+    assert len(pickle.dumps(model.l2)) < W.array.nbytes + 4096
+
+
 class TestOptimizers:
     def test_update_rules(self, x):
         model = MLP()
@@ -222,16 +349,15 @@ class TestOptimizers:
                 assert_same(*(params_of(model) for model, _ in pairs))
 
 
-# The first call is for all outputs, then there is one for each layer, and two
-# for each pair.
-@pytest.mark.parametrize('call', range(2, 8))
+# The first two calls are for all outputs, then there is one for each layer,
+# one for the model as it is then, and two for each pair.
+@pytest.mark.parametrize('call', range(2, 10))
 def test_a_failure_on_the_way_changes_nothing(x, call):
-    class Failing(MLP):
-        calls = 0
+    calls = itertools.count(1)
 
+    class Failing(MLP):
         def forward(self, x):
-            self.calls += 1
-            if self.calls == call:
+            if next(calls) == call:
                 raise KeyboardInterrupt
             return super().forward(x)
 

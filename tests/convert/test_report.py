@@ -1,8 +1,12 @@
-"""The report of what share did."""
+"""The report of what share did, and of how far it is."""
 
+import io
 import re
+import sys
 
-from chainer_shared_patch import SharedLayer, ShareReport
+from chainer_shared_patch import SharedLayer, ShareReport, share
+
+from tests.convert.helpers import MLP
 
 
 def test_table():
@@ -12,8 +16,9 @@ def test_table():
             SharedLayer('/b', 10, 1, 2, 0.0, None, '/a'),
         ),
         ('/a/W', '/b/W'),
+        ('/c',),
     )
-    *rows, last = str(report).splitlines()
+    *rows, last, passed_over = str(report).splitlines()
     columns = [slice(*match.span()) for match in re.finditer('-+', rows[1])]
     header, _, *rows = (
         [row.ljust(len(rows[1]))[column] for column in columns] for row in rows
@@ -32,8 +37,25 @@ def test_table():
         [
             ['/a', '2', '1,234', '5,678', '50.00%', ''],
             ['/b', '10', '1', '2', '0.00%', '/a'],
+            ['total', '', '1,235', '5,680', '', ''],
         ],
     ):
         aligned = [path.rstrip(), *map(str.lstrip, numbers), into.rstrip()]
         assert aligned == expected
     assert last == 'The state of the optimizer was reset for /a/W, /b/W.'
+    assert passed_over == 'Of a subclass of Linear, and not shared: /c.'
+    html = report._repr_html_()
+    for cell in ('common_num', '/b', '1,235', '50.00%', last, passed_over):
+        assert f'>{cell}<' in re.sub(r'\s*([<>])\s*', r'\1', html)
+
+
+def test_progress_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for stream, shown in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, 'stderr', stream)
+        share(MLP(), {'/l2': 2, '/l3': 3})
+        for text in ('share', '/2 ', '/l2', '/l3'):
+            assert (text in stream.getvalue()) == shown

@@ -41,6 +41,19 @@ def test_a_shared_layer_computes_what_tiling_its_means_would(
     assert layer.folded_into is None
 
 
+@pytest.mark.parametrize('inputs', [False, True])
+def test_sharing_an_expanded_model_anew_loses_nothing(random, inputs):
+    model = chainer.Sequential(L.Linear(100, 10))
+    x = random.randn(30, 100)
+    share(model, 20, inputs=x if inputs else None)
+    y = model(x).array
+    expand(model)
+    (layer,) = share(model, 20).layers
+    # The mean of equal numbers is rounded once or twice.
+    assert layer.weight_error < 2**-50
+    assert_same([model(x).array], [y])
+
+
 def test_memory_of_share():
     """There is no second dense weight, and no matrix of all columns."""
     n, k, out_size = 2, 3000, 400
