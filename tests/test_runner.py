@@ -159,12 +159,20 @@ class Result:
 def get(_):
     return Result()
 
+def get_from_grandchild(method):
+    # A process of a pool may have no children of its own.
+    context = multiprocessing.get_context(method)
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(get, 0).result(60)
+
 if __name__ == '__main__':
     context = multiprocessing.get_context(sys.argv[1])
     with context.Pool(1) as pool:
         print(pool.map_async(get, [0]).get(60)[0].common_num)
     with ProcessPoolExecutor(1, context) as pool:
         print(pool.submit(get, 0).result(60).common_num)
+        child = pool.submit(get_from_grandchild, sys.argv[1])
+        print(child.result(60).common_num)
 """
 
 
@@ -174,7 +182,7 @@ def test_processes_return_instances_of_the_program(folder, method, as_module):
     (folder / 'parent.py').write_text(PARENT)
     command = ('-m', 'parent') if as_module else ('parent.py',)
     result = run(folder, *OPTIONS, *command, method)
-    assert result.stdout == '10\n10\n', result.stderr
+    assert result.stdout == '10\n10\n10\n', result.stderr
 
 
 PRINT = """
