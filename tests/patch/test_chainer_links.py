@@ -298,6 +298,10 @@ class TestLinksThatAreNotShared:
             lambda: L.MLPConvolution2D(N * K, (OUT, N), 1),
             [(BATCH, N * K, 1, 1)],
         ),
+        'SimplifiedDropconnect': (
+            lambda: L.SimplifiedDropconnect(N * K, OUT),
+            [(BATCH, N * K)],
+        ),
     }
 
     @pytest.mark.parametrize('name', CASES)
@@ -306,6 +310,7 @@ class TestLinksThatAreNotShared:
         arrays = [random.randn(*shape).astype('f') for shape in shapes]
 
         def train():
+            numpy.random.seed(0)  # of the connections that drop
             link = make_link()
             fill(link)
             optimizer = chainer.optimizers.Adam().setup(link)
@@ -333,8 +338,9 @@ class TestLinksThatAreNotShared:
                 lambda: L.MLPConvolution2D(K, (OUT, N), 1),
                 [(BATCH, N * K, 1, 1)],
             ),
+            (lambda: L.SimplifiedDropconnect(K, OUT), [(BATCH, N * K)]),
         ],
-        ids=['Bilinear', 'MLPConvolution2D'],
+        ids=['Bilinear', 'MLPConvolution2D', 'SimplifiedDropconnect'],
     )
     def test_wide_input_is_refused(self, random, algorithm, make_link, shapes):
         arrays = [random.randn(*shape).astype('f') for shape in shapes]
