@@ -20,7 +20,7 @@ import numpy
 from numpy.typing import DTypeLike
 
 
-class Order:
+class CurrentOrder:
     """The order of a link, looked up each time that a function runs."""
 
     def __init__(self, array: Any) -> None:
@@ -28,7 +28,7 @@ class Order:
 
 
 def _look_up(order: Any) -> Any:
-    return order.array if isinstance(order, Order) else order
+    return order.array if isinstance(order, CurrentOrder) else order
 
 
 def sum_dtype(x: NdArray | Variable, *dtypes: DTypeLike) -> numpy.dtype[Any]:

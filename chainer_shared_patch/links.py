@@ -141,7 +141,7 @@ class SharedLinear(Linear):
 
     W: Parameter
     b: Parameter | None
-    _order: blocks.Order
+    _order: blocks.CurrentOrder
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class SharedLinear(Linear):
                 order, in_size, setting='SharedLinear(): order'
             )
             in_size = len(order)
-        self._order = blocks.Order(order)
+        self._order = blocks.CurrentOrder(order)
         # Chainer's types leave out floats and CuPy's arrays.
         W: Any = initialW
         b: Any = initial_bias
@@ -290,7 +290,7 @@ class SharedLinear(Linear):
         if isinstance(self.order, chainer.get_array_types()):
             moved = visitor.visit_array(self.order)
             if moved is not self.order:
-                self._order = blocks.Order(moved)
+                self._order = blocks.CurrentOrder(moved)
 
     def copyparams(self, link: Link, copy_persistent: bool = True) -> None:
         """Copies another link's parameters and the order of its inputs.
@@ -340,7 +340,7 @@ class SharedLinear(Linear):
         """Copies the link, as ``Link.copy``, with an order of its own."""
         copied: SharedLinear = super().copy(mode)
         if mode != 'share':  # which shares the array of W, too
-            copied._order = blocks.Order(self.order)
+            copied._order = blocks.CurrentOrder(self.order)
         return copied
 
     def _send_order(self, order: Any) -> Any:
