@@ -35,8 +35,8 @@ def load_npz(
     :class:`SharedLinear` in those places already is loaded as it is.
 
     Args:
-        file (str or file-like): The file, as ``chainer.serializers.save_npz``
-            writes it.
+        file (str or object): The path of a file, or a file object, as
+            ``chainer.serializers.save_npz`` writes it.
         obj (chainer.Link): The model, dense or shared. It is changed in place.
         path (str): The path of the model in the file, such as
             ``'updater/model:main/'`` in a snapshot of a trainer.
