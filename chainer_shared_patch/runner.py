@@ -49,18 +49,19 @@ def _make_parser() -> argparse.ArgumentParser:
         help='how to compute shared layers, sum or tile (default: '
         'CHAINER_SHARED_ALGORITHM, or sum)',
     )
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         '--info',
         action='store_true',
         help='print what to include in a bug report, and exit',
     )
-    parser.add_argument(
+    instead.add_argument(
         '--enable',
         action='store_true',
         help='make every Python of this environment import the plugin '
         'before Chainer, and exit',
     )
-    parser.add_argument(
+    instead.add_argument(
         '--disable', action='store_true', help='undo --enable, and exit'
     )
     parser.add_argument('-m', action='store_true', help='run a module')
@@ -91,13 +92,17 @@ def main() -> None:
         settings.shared_algorithm = args.algorithm
         os.environ['CHAINER_SHARED_ALGORITHM'] = args.algorithm
 
+    if args.program and (args.info or args.enable or args.disable):
+        parser.error('--info, --enable and --disable run no program')
     if args.info:
         if hasattr(signal, 'SIGPIPE'):  # so that `--info | head` ends quietly
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         info.print_info()
     elif args.enable or args.disable:
+        path = startup.get_path()
         try:
             startup.enable() if args.enable else startup.disable()
+            print('enabled by' if args.enable else 'disabled, without', path)
         except OSError as error:
             parser.exit(
                 1,
@@ -127,10 +132,10 @@ def _describe_sharing(common_num: int) -> str:
     """Says which layers have been shared, since nothing else may show it."""
     if not shared_weights:
         return (
-            'no layer was shared: no input was '
+            'no layer was shared in this process: no input was '
             f'{common_num} times as wide as the weight of its layer'
         )
-    return 'shared layers: ' + ', '.join(
+    return 'shared layers in this process: ' + ', '.join(
         f'W of shape {shape} by {n} blocks' for shape, n in shared_weights
     )
 

@@ -91,14 +91,21 @@ def test_says_what_was_shared(folder, as_module, ending):
     (folder / 'width.py').write_text(WIDTH.format(ending))
     command = ('-m', 'width') if as_module else ('width.py',)
     result = run(folder, *OPTIONS, *command, '2')
-    assert result.stderr == 'shared layers: W of shape (3, 2) by 10 blocks\n'
+    assert (
+        result.stderr
+        == 'shared layers in this process: W of shape (3, 2) by 10 blocks\n'
+    )
     assert result.returncode == 0
 
 
 @pytest.mark.parametrize(
     ('ending', 'common_num', 'lines'),
     [
-        ('pass', '10', ['no layer was shared: no input was 10 times as wide']),
+        (
+            'pass',
+            '10',
+            ['no layer was shared in this process: no input was 10'],
+        ),
         ('pass', '1', []),
         ('sys.exit(3)', '10', []),
         ('0 / 0', '10', ['Traceback']),
@@ -348,3 +355,12 @@ def test_info_that_is_not_read_to_its_end(folder):
         process.stdout.close()
         # With CuPy and no GPU, there are warnings.
         assert b'BrokenPipeError' not in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    'options', [('--enable', 'train.py'), ('--enable', '--disable')]
+)
+def test_options_that_run_no_program(folder, options):
+    result = run(folder, *options)
+    assert result.returncode == 2
+    assert 'run no program' in result.stderr or 'not allowed' in result.stderr
