@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-import contextlib
+from collections.abc import Callable
+import functools
 from typing import TYPE_CHECKING, Any
 
 from chainer_shared_patch.config import check_order
@@ -14,31 +14,29 @@ if TYPE_CHECKING:
     from chainer_shared_patch.links import SharedLinear
 
 
-@contextlib.contextmanager
-def _naming_path(deserializer: Any) -> Iterator[None]:
+def _naming_path(load: Callable[..., Any]) -> Callable[..., Any]:
     """Lets an error begin with the path of the link in the file."""
-    try:
-        yield
-    except ValueError as error:
-        path = getattr(deserializer, 'path', '').rstrip('/')
-        if not path and getattr(deserializer, 'group', None) is not None:
-            path = deserializer.group.name[1:]
-        if not path:
-            raise
-        raise ValueError(f'/{path}: {error}') from error
+
+    @functools.wraps(load)
+    def load_naming_path(link: Linear, deserializer: Any, *args: Any) -> Any:
+        try:
+            return load(link, deserializer, *args)
+        except ValueError as error:
+            path = getattr(deserializer, 'path', '').rstrip('/')
+            if not path and getattr(deserializer, 'group', None) is not None:
+                path = deserializer.group.name[1:]
+            if not path:
+                raise
+            raise ValueError(f'/{path}: {error}') from error
+
+    return load_naming_path
 
 
+@_naming_path
 def load_linear(
     link: Linear, deserializer: Any, serialize: Callable[..., None]
 ) -> None:
     """Loads a ``Linear``, but no order, and says how a W fails to fit."""
-    with _naming_path(deserializer):
-        _load_linear(link, deserializer, serialize)
-
-
-def _load_linear(
-    link: Linear, deserializer: Any, serialize: Callable[..., None]
-) -> None:
     order = common_num = None
     if not hasattr(link, 'order'):  # as a subclass may have
         order = _read(deserializer, 'order')
@@ -81,13 +79,9 @@ def _describe_misfit(stored: Any, shape: Any) -> str:
     return message
 
 
+@_naming_path
 def read_sharing(link: SharedLinear, deserializer: Any) -> tuple[Any, Any]:
     """Returns the stored ``in_size`` and order, if all that is stored fits."""
-    with _naming_path(deserializer):
-        return _read_sharing(link, deserializer)
-
-
-def _read_sharing(link: SharedLinear, deserializer: Any) -> tuple[Any, Any]:
     W = deserializer('W', None)
     b = None if link.b is None else deserializer('b', None)
     if W is None:  # it is skipped, or was saved before it had a width
