@@ -78,7 +78,7 @@ benchmark: $(VENV)/installed-plot,onnx
 	    --dataset="$$DATASET" --out="$${OUT:-result-benchmark}" $(ARGS)
 
 compare: $(VENV)/installed-plot,onnx
-	PYTHONPATH=scripts $(VENV)/bin/python -m measure.compare_mnist \
+	PYTHONPATH=scripts $(VENV)/bin/python -m measure.compare \
 	    --dataset="$$DATASET" --out="$${OUT:-result-compare}" $(ARGS)
 
 test-gpu: $(VENV)/installed-test,$(CUDA)

@@ -1,0 +1,41 @@
+"""Tables of the comparison."""
+
+import statistics
+
+from tabulate import tabulate
+
+
+def summarize(run, records, key):
+    """Returns the mean and standard deviation over the seeds, in words."""
+    figures = [record[key] for record in records]
+    mean = statistics.mean(figures)
+    spread = statistics.stdev(figures) if len(figures) > 1 else 0
+    return f'{mean:.{run.decimals}f} ± {spread:.{run.decimals}f}'
+
+
+def describe_layers(record):
+    """Returns n or the rank of each layer, in words."""
+    layers = zip(record['common_num'], record['rank'])
+    return ', '.join(f'rank {rank}' if rank else str(n) for n, rank in layers)
+
+
+def make_table(rows, records, seeds, speed):
+    lines = []
+    for labels, runs in rows:
+        line = {'network': '', 'n of the layers': '', 'orders': '', **labels}
+        for column, run in runs.items():
+            found = [records[run._replace(seed=i)] for i in range(seeds)]
+            # A plan may differ from seed to seed.
+            layers = dict.fromkeys(map(describe_layers, found))
+            line['n of the layers'] = '; '.join(layers)
+            line['orders'] = run.orders if run.orders > 1 else ''
+            for size in ('parameters', 'bytes'):
+                line[size] = f'{max(each[size] for each in found):,}'
+            if run.start:
+                line['at once'] = summarize(run, found, 'at once')
+            line[column] = summarize(run, found, 'trained')
+            for quantity, number in speed.get(run, {}).items():
+                form = ',' if isinstance(number, int) else '.3g'
+                line[quantity] = format(number, form)
+        lines.append(line)
+    return tabulate(lines, 'keys', 'pipe', disable_numparse=True)
