@@ -175,26 +175,19 @@ def test_low_rank_of_what_has_a_low_rank_changes_nothing(random):
 
 
 def test_best_split_of_ranks(random):
-    def make_model():
-        numpy.random.seed(0)
-        return chainer.Sequential(
-            L.Linear(8, 7), F.relu, L.Linear(7, 6), F.relu, L.Linear(6, 3)
-        )
-
+    dense = Network(Run((8, 7, 6, 3)))
     x = random.randn(30, 8).astype('f')
-    log_p = F.log_softmax(make_model()(x)).array
+    log_p = F.log_softmax(dense(x)).array
     losses = {}
     for ranks in itertools.product(range(4), range(4), range(3)):
-        model = make_model()
-        paths = ('/0', '/2', '/4')
-        chosen = {path: rank for path, rank in zip(paths, ranks) if rank}
+        model = dense.copy()
+        chosen = {f'/l{i}': rank for i, rank in enumerate(ranks, 1) if rank}
         svd.convert_to_low_rank(model, chosen, x)
-        biases = 7 + 6 + 3
-        if sum(p.size for p in model.params()) - biases <= 60:
+        if model.count_params() <= 60 + 7 + 6 + 3:  # with the biases
             log_q = F.log_softmax(model(x)).array
             losses[ranks] = (numpy.exp(log_p) * (log_p - log_q)).sum()
-    layers = [model for model in make_model() if isinstance(model, L.Linear)]
-    assert svd.choose_ranks(layers, x, 60) == min(losses, key=losses.get)
+    ranks = svd.choose_ranks(list(dense.children()), x, 60)
+    assert ranks == min(losses, key=losses.get)
 
 
 def test_bits_per_character():
