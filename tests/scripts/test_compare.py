@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import operator
 import sys
 from types import SimpleNamespace
 
@@ -178,16 +179,38 @@ def test_best_split_of_ranks(random):
     dense = Network(Run((8, 7, 6, 3)))
     x = random.randn(30, 8).astype('f')
     log_p = F.log_softmax(dense(x)).array
-    losses = {}
-    for ranks in itertools.product(range(4), range(4), range(3)):
+    budget = 60 + 7 + 6 + 3  # with the biases
+
+    def convert(ranks):
         model = dense.copy()
         chosen = {f'/l{i}': rank for i, rank in enumerate(ranks, 1) if rank}
         svd.convert_to_low_rank(model, chosen, x)
-        if model.count_params() <= 60 + 7 + 6 + 3:  # with the biases
-            log_q = F.log_softmax(model(x)).array
-            losses[ranks] = (numpy.exp(log_p) * (log_p - log_q)).sum()
-    ranks = svd.choose_ranks(list(dense.children()), x, 60)
-    assert ranks == min(losses, key=losses.get)
+        return model
+
+    def measure_loss(ranks):
+        log_q = F.log_softmax(convert(ranks)(x)).array
+        return (numpy.exp(log_p) * (log_p - log_q)).sum()
+
+    # Rank 0 is the dense layer, which has the most parameters.
+    options = (1, 2, 3, 0), (1, 2, 3, 0), (1, 2, 0)
+    within = {}
+    for places in itertools.product(*(range(len(each)) for each in options)):
+        ranks = tuple(each[i] for each, i in zip(options, places))
+        if convert(ranks).count_params() <= budget:
+            within[places] = ranks
+    # What no other split exceeds in a layer without falling short in one.
+    used_up = [
+        ranks
+        for places, ranks in within.items()
+        if not any(
+            other != places and all(map(operator.ge, other, places))
+            for other in within
+        )
+    ]
+    chosen = svd.choose_ranks(list(dense.children()), x, 60)
+    assert chosen in within.values()
+    least = min(map(measure_loss, used_up))
+    assert measure_loss(chosen) <= least * (1 + 1e-4)
 
 
 def test_bits_per_character():

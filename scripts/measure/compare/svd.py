@@ -83,9 +83,9 @@ def convert_to_low_rank(model, ranks, inputs):
 def choose_ranks(layers, x, max_parameters):
     """Returns the ranks of a perceptron's layers that fit best.
 
-    Of all splits that use up the parameters, those of the biases left out,
-    this is the one whose outputs have the smallest KL divergence from the
-    dense network's. Rank 0 keeps a layer as it is.
+    Of all splits that use up the parameters, which leave out the biases, this
+    is the one whose outputs have the smallest KL divergence from the dense
+    network's. Rank 0 keeps a layer as it is.
     """
     outputs = []
     h = x
