@@ -8,6 +8,7 @@ transpose, so each is the other's derivative.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -31,6 +32,27 @@ def _look_up(order: Any) -> Any:
     return order.array if isinstance(order, CurrentOrder) else order
 
 
+def count_orders(order: Any) -> int:
+    """Returns how many orders there are; ``None`` is one."""
+    order = _look_up(order)
+    return len(order) if getattr(order, 'ndim', 1) == 2 else 1
+
+
+def slice_evenly(size: int, number: int) -> list[slice]:
+    """Returns the slices that ``numpy.array_split`` cuts."""
+    shorter, longer = divmod(size, number)
+    stops = [shorter * each + min(each, longer) for each in range(number + 1)]
+    return list(map(slice, stops, stops[1:]))
+
+
+def _check_length(order: NdArray | None, columns: int) -> None:
+    if order is not None and order.shape[-1] != columns:
+        raise ValueError(
+            f'order must have {columns} elements, one for each column, but '
+            f'has {order.shape[-1]}'
+        )
+
+
 def sum_dtype(x: NdArray | Variable, *dtypes: DTypeLike) -> numpy.dtype[Any]:
     """Returns the dtype in which a sum of blocks is kept and multiplied.
 
@@ -48,10 +70,12 @@ def sum_blocks(
     common_num: int,
     dtype: DTypeLike | None = None,
     order: NdArray | None = None,
+    per_slice: bool = False,
 ) -> NdArray:
     """Sums the blocks of columns of a matrix.
 
-    .. math:: y_{bi} = \\sum_{j=0}^{n-1} x_{b, p_{jk+i}}
+    .. math:: y_{b, sk+i} = \\sum_{j=0}^{n-1} x_{b, p_{s, jk+i}},
+        \\quad 0 \\le s < g
 
     The terms are not added pairwise, so the error grows with :math:`n`
     (Higham, "The accuracy of floating point summation", 1993): a sum of
@@ -64,14 +88,18 @@ def sum_blocks(
             CuPy's, with any memory layout.
         common_num (int): The number of blocks, :math:`n`.
         dtype (dtype): The dtype to sum in, if it is wider than that of ``x``.
-        order (array): The order :math:`p` in which the columns form the
-            blocks: an integer permutation of shape ``(common_num * k,)``. If
-            ``None``, each block is contiguous.
+        order (array): The orders :math:`p` in which the columns form the
+            blocks: an integer permutation of shape ``(common_num * k,)``, or
+            several, of shape ``(g, common_num * k)``. If ``None``, each block
+            is contiguous.
+        per_slice (bool): If ``True``, several orders are not applied to each
+            row, but each to one of ``g`` slices of the rows, those of
+            ``numpy.array_split``.
 
     Returns:
-        array: C-contiguous matrix of shape ``(B, k)``, with the wider of the
-        two dtypes. float16 is summed in float32: NumPy's result stays
-        float32, CuPy's is rounded to float16.
+        array: Matrix of shape ``(B, g * k)``, or ``(B, k)`` if
+        ``per_slice``, with the wider of the two dtypes. float16 is summed in
+        float32: NumPy's result stays float32, CuPy's is rounded to float16.
 
     Raises:
         ValueError: If ``common_num`` is less than 1 or does not divide the
@@ -82,11 +110,14 @@ def sum_blocks(
 
         >>> import numpy as np
         >>> from chainer_shared_patch.blocks import sum_blocks
-        >>> sum_blocks(np.array([[1., 2., 10., 20.]]), 2)
+        >>> x = np.array([[1., 2., 10., 20.]])
+        >>> sum_blocks(x, 2)
         array([[11., 22.]])
+        >>> sum_blocks(x, 2, order=np.array([[0, 1, 2, 3], [0, 2, 1, 3]]))
+        array([[11., 22.,  3., 30.]])
 
     """
-    batch_size, columns = x.shape
+    columns = x.shape[1]
     if common_num < 1 or columns % common_num:
         raise ValueError(
             'common_num must be at least 1 and divide the columns of x, but '
@@ -94,13 +125,24 @@ def sum_blocks(
         )
     order = _look_up(order)
     _check_length(order, columns)
+    if per_slice and order is not None and order.ndim == 2:
+        return _apply_per_slice(
+            lambda rows, each: sum_blocks(rows, common_num, dtype, each),
+            x,
+            order,
+        )
     k = columns // common_num
     dtype = sum_dtype(x, x.dtype if dtype is None else dtype)
-    if isinstance(x, cuda.ndarray):
-        return _sum_blocks_on_gpu(x, common_num, dtype, order)
+    index: Any = None
     if order is not None:
-        x = x.take(order, axis=1)  # type: ignore[arg-type]  # ChainerX's
-    blocks = numpy.asarray(x).reshape(batch_size, common_num, k)
+        xp = chainer.backend.get_array_module(order)
+        index = order.reshape(count_orders(order), common_num, k)
+        index = xp.moveaxis(index, 1, 0).reshape(common_num, -1)
+    if isinstance(x, cuda.ndarray):
+        return _sum_columns_on_gpu(x, common_num, dtype, index)
+    if index is not None:
+        return _sum_columns(numpy.asarray(x), index, dtype)
+    blocks = numpy.asarray(x).reshape(len(x), common_num, k)
     # BLAS sums the blocks of a row fastest, as their product with ones. On
     # longer rows, each product would wake its threads.
     if columns < 8192 and blocks.dtype == dtype:
@@ -109,69 +151,97 @@ def sum_blocks(
     return numpy.ascontiguousarray(y)
 
 
-def _check_length(order: NdArray | None, columns: int) -> None:
-    if order is not None and len(order) != columns:
-        raise ValueError(
-            f'order must have {columns} elements, one for each column, but '
-            f'has {len(order)}'
-        )
-
-
 @functools.lru_cache
 def _ones(common_num: int, dtype: numpy.dtype[Any]) -> numpy.ndarray:
     return numpy.ones(common_num, dtype)
 
 
-def _sum_blocks_on_gpu(
-    x: Any, common_num: int, dtype: numpy.dtype[Any], order: Any
+def _apply_per_slice(
+    function: Callable[[Any, Any], NdArray], x: Any, order: Any
 ) -> NdArray:
-    k = x.shape[1] // common_num
+    xp = chainer.backend.get_array_module(x)
+    slices = xp.array_split(x, len(order))
+    result: NdArray = xp.concatenate([*map(function, slices, order)])
+    return result
+
+
+def _sum_columns(
+    x: numpy.ndarray, index: numpy.ndarray, dtype: numpy.dtype[Any]
+) -> numpy.ndarray:
+    """Returns ``y`` with ``y[b, i] = sum(x[b, index[:, i]])``."""
+    y = numpy.empty((index.shape[1], len(x)), dtype)
+    # As much at a time as the processor's cache holds.
+    number = min(len(index), -(-index.size // 1024)) or 1
+    parts = numpy.array_split(index, number)
+    for first in range(0, len(x), 128):
+        rows = slice(first, first + 128)
+        # Gathering rows takes less time than gathering columns.
+        columns = numpy.array(x[rows].T, dtype, order='C')
+        total = columns.take(parts[0], axis=0).sum(axis=0)
+        for part in parts[1:]:
+            total += columns.take(part, axis=0).sum(axis=0)
+        y[:, rows] = total
+    return y.T
+
+
+def _sum_columns_on_gpu(
+    x: Any, number: int, dtype: numpy.dtype[Any], index: Any
+) -> NdArray:
+    """Does the same; without an index, the columns are those of blocks."""
     accumulator = 'double' if dtype == numpy.float64 else 'float'
-    column = 'j * k + i % k'
     with cuda.get_device_from_array(x):
-        y: NdArray = cuda.cupy.empty((len(x), k), dtype)
-        arrays = [x]
-        if order is not None:
-            column = f'order[{column}]'
-            arrays.append(cuda.cupy.asarray(order))
-        names = ', raw O order' if order is not None else ''
+        if index is None:
+            columns = x.shape[1] // number
+            column, names, arrays = 'j * columns + i % columns', '', [x]
+        else:
+            columns = index.shape[1]
+            column, names = 'index[j * columns + i % columns]', ', raw I index'
+            arrays = [x, cuda.cupy.asarray(index)]
+        y: NdArray = cuda.cupy.empty((len(x), columns), dtype)
         cuda.elementwise(
-            f'int64 common_num, int64 k, raw T x{names}',
+            f'int64 number, int64 width, int64 columns, raw T x{names}',
             'S y',
             f"""
-            const auto row = i / k * k * common_num;
+            const auto row = i / columns * width;
             {accumulator} sum = 0;
-            for (auto j = 0ll; j < common_num; ++j) {{
+            for (auto j = 0ll; j < number; ++j) {{
                 sum += static_cast<{accumulator}>(x[row + {column}]);
             }}
             y = sum;
             """,
-            'sum_blocks',
-        )(common_num, k, *arrays, y)
+            'sum_columns',
+        )(number, x.shape[1], columns, *arrays, y)
     return y
 
 
 def tile_blocks(
-    x: NdArray, common_num: int, order: NdArray | None = None
+    x: NdArray,
+    common_num: int,
+    order: NdArray | None = None,
+    per_slice: bool = False,
 ) -> NdArray:
     """Repeats a matrix along its columns.
 
-    .. math:: y_{b, p_{jk+i}} = x_{bi}, \\quad 0 \\le j < n
+    .. math:: y_{b, i} = \\sum_{s=0}^{g-1} x_{b, sk + q_{si} \\bmod k},
+        \\quad q_{s, p_{si}} = i
 
     Args:
-        x (array): Float matrix of shape ``(B, k)``, NumPy's or CuPy's.
+        x (array): Float matrix of shape ``(B, g * k)``, or ``(B, k)`` if
+            ``per_slice``, NumPy's or CuPy's.
         common_num (int): The number of blocks, :math:`n`.
-        order (array): The order :math:`p` in which the columns of the result
+        order (array): The orders :math:`p` in which the columns of the result
             form the blocks: an integer permutation of shape
-            ``(common_num * k,)``. If ``None``, each block is contiguous.
+            ``(common_num * k,)``, or several, of shape
+            ``(g, common_num * k)``. If ``None``, each block is contiguous.
+        per_slice (bool): As in :func:`sum_blocks`.
 
     Returns:
-        array: C-contiguous matrix of shape ``(B, common_num * k)``, with the
-        dtype of ``x``.
+        array: Matrix of shape ``(B, common_num * k)``, with the dtype of
+        ``x``.
 
     Raises:
         ValueError: If ``common_num`` is less than 1, or ``order`` does not
-            have ``common_num * k`` elements. That it is a permutation is not
+            have ``common_num * k`` columns. That it is a permutation is not
             checked.
 
     .. admonition:: Example
@@ -182,19 +252,31 @@ def tile_blocks(
         array([[1., 2., 1., 2.]])
 
     """
-    batch_size, k = x.shape
+    batch_size, columns = x.shape
     if common_num < 1:
         raise ValueError(f'common_num must be at least 1, but is {common_num}')
     order = _look_up(order)
+    number = 1 if per_slice else count_orders(order)
+    k = columns // number
     _check_length(order, common_num * k)
+    if per_slice and order is not None and order.ndim == 2:
+        return _apply_per_slice(
+            lambda rows, each: tile_blocks(rows, common_num, each), x, order
+        )
     xp = chainer.backend.get_array_module(x)
     with cuda.get_device_from_array(x):
-        if order is not None:
-            columns = xp.empty_like(order)
-            columns[order] = xp.arange(len(order)) % k
-            return x.take(columns, axis=1)
-        y = xp.repeat(xp.asarray(x)[:, None, :], common_num, axis=1)
-    return y.reshape(batch_size, common_num * k)
+        if order is None:
+            y = xp.repeat(xp.asarray(x)[:, None, :], common_num, axis=1)
+            return y.reshape(batch_size, common_num * k)
+        order = order.reshape(number, common_num * k)
+        index = xp.empty(order.shape, numpy.intp)
+        places = xp.arange(order.shape[1]) % max(k, 1)
+        starts = xp.arange(number)[:, None]
+        index[starts, order] = places + starts * k
+        if xp is cuda.cupy:
+            return _sum_columns_on_gpu(x, number, x.dtype, index)
+        y = _sum_columns(numpy.asarray(x), index, sum_dtype(x))
+        return numpy.ascontiguousarray(y, x.dtype)
 
 
 class SumBlocks(function_node.FunctionNode):
@@ -206,6 +288,7 @@ class SumBlocks(function_node.FunctionNode):
         common_num (int): The number of blocks.
         dtype (dtype): As in :func:`sum_blocks`.
         order (array): As in :func:`sum_blocks`.
+        per_slice (bool): As in :func:`sum_blocks`.
 
     .. admonition:: Example
 
@@ -222,20 +305,26 @@ class SumBlocks(function_node.FunctionNode):
         common_num: int,
         dtype: DTypeLike | None = None,
         order: NdArray | None = None,
+        per_slice: bool = False,
     ) -> None:
         self.common_num = common_num
         self.dtype = dtype
         self.order = order
+        self.per_slice = per_slice
 
     def forward(self, inputs: tuple[NdArray, ...]) -> tuple[NdArray, ...]:
         (x,) = inputs
         self._dtype = x.dtype
-        return (sum_blocks(x, self.common_num, self.dtype, self.order),)
+        y = sum_blocks(
+            x, self.common_num, self.dtype, self.order, self.per_slice
+        )
+        return (y,)
 
     def backward(
         self, indexes: tuple[int, ...], grad_outputs: tuple[Variable, ...]
     ) -> tuple[Variable, ...]:
-        (gx,) = TileBlocks(self.common_num, self.order).apply(grad_outputs)
+        tile = TileBlocks(self.common_num, self.order, self.per_slice)
+        (gx,) = tile.apply(grad_outputs)
         return (chainer.functions.cast(gx, self._dtype),)
 
 
@@ -247,6 +336,7 @@ class TileBlocks(function_node.FunctionNode):
     Args:
         common_num (int): The number of blocks.
         order (array): As in :func:`tile_blocks`.
+        per_slice (bool): As in :func:`tile_blocks`.
 
     .. admonition:: Example
 
@@ -258,18 +348,27 @@ class TileBlocks(function_node.FunctionNode):
 
     """
 
-    def __init__(self, common_num: int, order: NdArray | None = None) -> None:
+    def __init__(
+        self,
+        common_num: int,
+        order: NdArray | None = None,
+        per_slice: bool = False,
+    ) -> None:
         self.common_num = common_num
         self.order = order
+        self.per_slice = per_slice
 
     def forward(self, inputs: tuple[NdArray, ...]) -> tuple[NdArray, ...]:
         (x,) = inputs
         self._dtype = x.dtype
-        return (tile_blocks(x, self.common_num, self.order),)
+        y = tile_blocks(x, self.common_num, self.order, self.per_slice)
+        return (y,)
 
     def backward(
         self, indexes: tuple[int, ...], grad_outputs: tuple[Variable, ...]
     ) -> tuple[Variable, ...]:
-        sum_of_blocks = SumBlocks(self.common_num, order=self.order)
+        sum_of_blocks = SumBlocks(
+            self.common_num, order=self.order, per_slice=self.per_slice
+        )
         (gx,) = sum_of_blocks.apply(grad_outputs)
         return (chainer.functions.cast(gx, self._dtype),)

@@ -72,10 +72,11 @@ def check_order(
     others: str = "None, 'interleaved'",
     setting: str = 'order',
 ) -> numpy.ndarray:
-    """Returns a copy of an order as int64, or raises an error.
+    """Returns a copy of one or several orders, or raises an error.
 
-    It must be a permutation, of any length if ``in_size`` is ``None``. The
-    error message names what else may be given instead.
+    Each must be a permutation, of any length if ``in_size`` is ``None``. The
+    error message names what else may be given instead. The dtype of the copy
+    is the smallest that holds all of them.
     """
     order = chainer.as_array(order)
     if isinstance(order, chainer.backends.cuda.ndarray):
@@ -85,18 +86,27 @@ def check_order(
         mistake = f'it is {order!r}'
     elif array.dtype.kind not in 'iu':
         mistake = f'its dtype is {array.dtype}'
-    elif array.shape != (in_size or array.size,):
+    elif (
+        array.ndim > 2
+        or array.size == 0
+        or in_size not in (None, array.shape[-1])
+    ):
         mistake = f'its shape is {array.shape}'
     else:
-        everything = numpy.arange(len(array))
-        if numpy.array_equal(numpy.sort(array), everything):
-            return array.astype(numpy.int64)
-        missing = numpy.setdiff1d(everything, array)
-        mistake = f'{missing[0]} is missing'
+        everything = numpy.arange(array.shape[-1])
+        for row, each in enumerate(numpy.atleast_2d(array)):
+            missing = numpy.setdiff1d(everything, each)
+            if len(missing):
+                mistake = f'{missing[0]} is missing'
+                mistake += f' in row {row}' * (array.ndim > 1)
+                break
+        else:
+            array = array.astype(numpy.min_scalar_type(everything[-1]))
+            return array[0] if array.shape[:-1] == (1,) else array
     below = 'in_size' if in_size is None else f'in_size, {in_size}'
     raise ValueError(
         f'{setting} must be {others} or a permutation of the integers below '
-        f'{below}, but {mistake}'
+        f'{below}, or several as the rows of a matrix, but {mistake}'
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from chainer_shared_patch.blocks import count_orders, slice_evenly
 from chainer_shared_patch.compat.importing import on_import
 from chainer_shared_patch.functions import SharedLinearFunction
 from chainer.backends.cuda import to_cpu
@@ -12,7 +13,7 @@ import numpy
 
 
 def convert_shared_linear(params: Any) -> Any:
-    """Converts a shared layer to the sum of its blocks and a narrow Gemm.
+    """Converts a shared layer to the sum of its blocks and a narrow product.
 
     ``onnx_chainer`` calls it with its parameters for converters. As in
     Chainer, the sum is computed in float32 at least and not rounded.
@@ -30,28 +31,50 @@ def convert_shared_linear(params: Any) -> Any:
         else graph.op('Cast', [name], to=NP_TYPE_TO_TENSOR_TYPE[dtype])
         for name, each in zip(params.input_names, dtypes)
     )
-    shape = (node.common_num, node.inputs[1].shape[1])
+    n = node.common_num
+    out_size, k = node.inputs[1].shape
+    orders = count_orders(node.order)
 
-    def reshape(*shape: int) -> Any:
+    def reshape(x: Any, name: str, *shape: int) -> Any:
         # 0 stands for the batch size, whatever it is.
         array = numpy.array((0, *shape), numpy.int64)
-        return graph.op('Reshape', [x, context.add_const(array, 'shape')])
+        return graph.op('Reshape', [x, context.add_const(array, name)])
 
-    if node.order is None:
-        x = reshape(*shape)
-        axis = 1
-    else:
-        # Gather would also take a matrix of another width.
-        x = reshape(shape[0] * shape[1])
-        # For batches, onnxruntime gathers rows faster than columns.
-        order = to_cpu(node.order).reshape(shape)
-        x = graph.op('Transpose', [x], perm=[1, 0])
-        x = graph.op('Gather', [x, context.add_const(order, 'order')], axis=0)
-        axis = 0
-    x = graph.op('ReduceSum', [x], axes=[axis], keepdims=0)
+    def gather(x: Any, indices: Any, name: str, axis: int = 0) -> Any:
+        constant = context.add_const(indices.astype(numpy.int64), name)
+        return graph.op('Gather', [x, constant], axis=axis)
+
+    def add_up(x: Any, axis: int) -> Any:
+        return graph.op('ReduceSum', [x], axes=[axis], keepdims=0)
+
     # Up to opset 10, Gemm must have a bias.
     b = b or [context.add_const(numpy.zeros(1, dtype), 'bias')]
-    y = graph.op('Gemm', [x, W, *b], transA=1 - axis, transB=1)
+    if node.order is None:
+        x = add_up(reshape(x, 'shape', n, k), axis=1)
+    else:
+        order = to_cpu(node.order).reshape(orders, n, k).swapaxes(0, 1)
+        if orders == 1:
+            order = order[:, 0]
+        # Gather would also take a matrix of another width. For batches,
+        # onnxruntime gathers rows faster than columns.
+        x = graph.op('Transpose', [reshape(x, 'shape', n * k)], perm=[1, 0])
+        x = add_up(gather(x, order, 'order'), axis=0)
+    if orders == 1:
+        is_transposed = node.order is not None
+        y = graph.op('Gemm', [x, W, *b], transA=int(is_transposed), transB=1)
+    else:
+        # A slice of the outputs may have a row less than the first.
+        slices = slice_evenly(out_size, orders)
+        rows = numpy.array([each.start for each in slices])[:, None]
+        rows = rows + numpy.arange(slices[0].stop)
+        W = gather(W, rows.clip(max=out_size - 1), 'rows')
+        y = graph.op('MatMul', [W, x])
+        y = graph.op('Transpose', [y], perm=[2, 0, 1])
+        y = reshape(y, 'y_shape', rows.size)
+        if rows.size > out_size:
+            stops = numpy.array([each.stop for each in slices])[:, None]
+            y = gather(y, numpy.flatnonzero(rows < stops), 'columns', axis=1)
+        y = graph.op('Add', [y, *b])
     if dtypes[0] != dtype:
         graph.op('Cast', [y], to=NP_TYPE_TO_TENSOR_TYPE[dtypes[0]])
     return graph.nodes(params.output_names)

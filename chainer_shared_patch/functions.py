@@ -16,6 +16,10 @@ it because the product is linear; the gradients follow from the chain rule.
 
 The algorithm ``'sum'`` computes the right-hand sides. ``'tile'`` follows the
 definition: it builds the wide weight and multiplies by it.
+
+With :math:`g` orders of the inputs, the outputs are cut into as many slices,
+and each slice :math:`y_s` is the output of such a layer of its own, with the
+rows :math:`W_s` of the weight and the order :math:`p_s` of the inputs.
 """
 
 from __future__ import annotations
@@ -52,9 +56,9 @@ class SharedLinearFunction(linear.LinearFunction):
     Args:
         common_num (int): The number of blocks.
         shared_algorithm (str): ``'sum'`` or ``'tile'``.
-        order (array): The order in which the columns of the input form the
-            blocks: an integer array of shape ``(in_size,)``. If ``None``,
-            each block is contiguous.
+        order (array): The orders in which the columns of the input form the
+            blocks: an integer array of shape ``(in_size,)`` or
+            ``(g, in_size)``. If ``None``, each block is contiguous.
 
     .. admonition:: Example
 
@@ -85,7 +89,10 @@ class SharedLinearFunction(linear.LinearFunction):
     @property
     def label(self) -> str:
         """str: What hooks, graphs and error messages call the function."""
-        return f'SharedLinearFunction (common_num={self.common_num})'
+        orders = blocks.count_orders(self.order)
+        return f'SharedLinearFunction (common_num={self.common_num}' + (
+            f', orders={orders})' if orders > 1 else ')'
+        )
 
     def check_type_forward(self, in_types: Any) -> None:
         n_in = in_types.size()
@@ -137,9 +144,14 @@ class SharedLinearFunction(linear.LinearFunction):
             self._summed_x = x
         else:
             (W,) = _static_tile_blocks(self.common_num, self.order, inputs=[W])
-        # x and W now fit each other, so Chainer's own method takes over. The
-        # indexes that it retains are those of the whole x and the narrow W.
-        (y,) = super().forward((x, W, *b))
+        if x.shape[1] == W.shape[1]:
+            # So Chainer's own method takes over. The indexes that it retains
+            # are those of the whole x and the narrow W.
+            (y,) = super().forward((x, W, *b))
+        else:
+            (y,) = _static_multiply_slices(self.order, inputs=[x, W, *b])
+            self._config_use_ideep = chainer.config.use_ideep
+            self.retain_inputs((0, 1))
         if y.dtype != inputs[0].dtype:
             (y,) = _static_cast(inputs[0].dtype, inputs=[y])
         return (y,)
@@ -148,6 +160,7 @@ class SharedLinearFunction(linear.LinearFunction):
         self, indexes: tuple[int, ...], grad_outputs: tuple[Variable, ...]
     ) -> list[Variable]:
         n, order = self.common_num, self.order
+        orders = blocks.count_orders(order)
         x: Any
         W: Any
         x, W = self.get_retained_inputs()
@@ -165,13 +178,18 @@ class SharedLinearFunction(linear.LinearFunction):
         def cast(array: Any, dtype: numpy.dtype[Any]) -> Any:
             return array if array.dtype == dtype else run(Cast(dtype), array)
 
+        to_data: FunctionNode = linear.LinearGradData()
+        to_weight: FunctionNode = linear.LinearGradWeight(W.dtype)
+        if orders > 1 and self.shared_algorithm == 'sum':
+            to_data = SlicedProduct('x', orders)
+            to_weight = SlicedProduct('W', orders)
         grads = []
         with chainer.using_config('use_ideep', self._config_use_ideep):
             if self.shared_algorithm == 'sum':
                 if 0 in indexes:
                     # The gradient of this is a sum of blocks.
                     wide_gy = cast(gy, blocks.sum_dtype(gy))
-                    gx = run(linear.LinearGradData(), W, wide_gy)
+                    gx = run(to_data, W, wide_gy)
                     gx = run(blocks.TileBlocks(n, order), gx)
                     grads.append(cast(gx, x.dtype))
                 if 1 in indexes:
@@ -179,20 +197,90 @@ class SharedLinearFunction(linear.LinearFunction):
                     if chainer.config.enable_backprop:
                         # What forward kept is not part of the graph of x.
                         summed_x = run(blocks.SumBlocks(n, W.dtype, order), x)
-                    gW = run(linear.LinearGradWeight(W.dtype), summed_x, gy)
+                    gW = run(to_weight, summed_x, gy)
                     grads.append(cast(gW, W.dtype))
             else:
                 if 0 in indexes:
-                    tiled_W = run(blocks.TileBlocks(n, order), W)
-                    gx = run(linear.LinearGradData(), tiled_W, gy)
+                    tiled_W = run(blocks.TileBlocks(n, order, True), W)
+                    gx = run(to_data, tiled_W, gy)
                     grads.append(cast(gx, x.dtype))
                 if 1 in indexes:
-                    tiled_gW = run(linear.LinearGradWeight(W.dtype), x, gy)
-                    gW = run(blocks.SumBlocks(n, W.dtype, order), tiled_gW)
+                    tiled_gW = run(to_weight, x, gy)
+                    to_sum = blocks.SumBlocks(n, W.dtype, order, True)
+                    gW = run(to_sum, tiled_gW)
                     grads.append(cast(gW, W.dtype))
             if 2 in indexes:
                 grads.append(run(Sum(axis=0), gy))
         return [chainer.as_variable(grad) for grad in grads]
+
+
+class SlicedProduct(FunctionNode):
+    """One of the three arrays in the products of all slices.
+
+    Of :math:`x` with ``orders * k`` columns, the sums in each order; of
+    :math:`W` of shape ``(out_size, k)``; and of :math:`y` with ``out_size``
+    columns, it computes one from the other two:
+
+    .. math::
+
+        y_s = x_s W_s^\\top, \\quad x_s = y_s W_s, \\quad
+        W_s = y_s^\\top x_s.
+
+    Each is what the third array is multiplied by in
+    :math:`\\sum_s \\mathrm{tr}(y_s^\\top x_s W_s^\\top)`, so the derivatives
+    of each are the other two.
+
+    Args:
+        wanted (str): The array to compute: ``'x'``, ``'W'`` or ``'y'``. The
+            inputs are the other two, in this order.
+        orders (int): The number of slices.
+
+    """
+
+    def __init__(self, wanted: str, orders: int) -> None:
+        self.wanted = wanted
+        self.given = [name for name in 'xWy' if name != wanted]
+        self.orders = orders
+
+    def forward(self, inputs: tuple[NdArray, ...]) -> tuple[NdArray, ...]:
+        self.retain_inputs((0, 1))
+        xp: Any = chainer.backend.get_array_module(*inputs)
+        dtype = numpy.result_type(*inputs)
+        x: Any
+        W: Any
+        y: Any
+        x, W, y = map(dict(zip(self.given, inputs)).get, 'xWy')
+        out_size = len(W) if y is None else y.shape[1]
+        k = x.shape[1] // self.orders if W is None else W.shape[1]
+        slices = blocks.slice_evenly(out_size, self.orders)
+        columns = blocks.slice_evenly(self.orders * k, self.orders)
+        if self.wanted == 'y':
+            result = y = xp.empty((len(x), out_size), dtype)
+            for s, c in zip(slices, columns):
+                y[:, s] = x[:, c].dot(W[s].T)
+        elif self.wanted == 'x':
+            # Transposed, because that is what tile_blocks gathers from.
+            result = xp.empty((self.orders * k, len(y)), dtype).T
+            for s, c in zip(slices, columns):
+                result.T[c] = W[s].T.dot(y[:, s].T)
+        else:
+            result = xp.empty((out_size, k), dtype)
+            for s, c in zip(slices, columns):
+                result[s] = y[:, s].T.dot(x[:, c])
+        return (result,)
+
+    def backward(
+        self, indexes: tuple[int, ...], grad_outputs: tuple[Variable, ...]
+    ) -> tuple[Variable, ...]:
+        arrays = dict(zip(self.given, self.get_retained_inputs()))
+        arrays[self.wanted] = grad_outputs[0]
+        grads = []
+        for i in indexes:
+            product = SlicedProduct(self.given[i], self.orders)
+            grad = _apply(product, *(arrays[each] for each in product.given))
+            dtype = arrays[self.given[i]].dtype
+            grads.append(chainer.functions.cast(grad, dtype))
+        return tuple(grads)
 
 
 def compare_widths(x_shape: Any, W_shape: Any) -> str:
@@ -229,7 +317,18 @@ def _static_sum_blocks(
 def _static_tile_blocks(
     common_num: int, order: NdArray | None, inputs: list[NdArray]
 ) -> tuple[NdArray]:
-    return (blocks.tile_blocks(inputs[0], common_num, order),)
+    return (blocks.tile_blocks(inputs[0], common_num, order, True),)
+
+
+@static_code
+def _static_multiply_slices(
+    order: NdArray, inputs: list[NdArray]
+) -> tuple[NdArray]:
+    x, W, *b = inputs
+    (y,) = SlicedProduct('y', blocks.count_orders(order)).forward((x, W))
+    for each in b:
+        y += each
+    return (y,)
 
 
 @static_code
@@ -249,11 +348,12 @@ def shared_linear(
     """Applies a shared layer, whether or not the patch is installed.
 
     .. math::
-        y_{bo} = \\sum_i W_{oi} \\sum_{j=0}^{n-1} x_{b, p_{jk+i}} + b_o
+        y_{bo} = \\sum_i W_{oi} \\sum_{j=0}^{n-1} x_{b, p_{s(o), jk+i}} + b_o
 
     With :math:`n` = ``common_num``, this is an ordinary layer with the weight
     tiled :math:`n` times, as in "Tinkering with Chainer's connections to make
-    a new layer" (masataka46, 2016), in the order :math:`p`.
+    a new layer" (masataka46, 2016), where the outputs of slice :math:`s` take
+    the inputs in the order :math:`p_s`.
 
     Args:
         x (chainer.Variable or array): Float matrix of shape
@@ -263,9 +363,11 @@ def shared_linear(
         b (chainer.Variable, array or None): Vector of shape ``(out_size,)``,
             with the dtype of ``x``.
         common_num (int): The number of blocks.
-        order (array): The order :math:`p` in which the columns of ``x`` form
-            the blocks: an integer permutation of shape ``(common_num * k,)``.
-            If ``None``, each block is contiguous.
+        order (array): The orders :math:`p` in which the columns of ``x`` form
+            the blocks: an integer permutation of shape ``(common_num * k,)``,
+            or several, of shape ``(g, common_num * k)``, one for each of ``g``
+            slices of the outputs, those of ``numpy.array_split``. If ``None``,
+            each block is contiguous.
 
     Returns:
         chainer.Variable: Matrix of shape ``(B, out_size)``, with the dtype of
@@ -275,7 +377,7 @@ def shared_linear(
         chainer.utils.type_check.InvalidType: If the shapes or dtypes do not
             fit each other.
         ValueError: If ``common_num`` is not an integer of at least 1,
-            ``order`` is neither ``None`` nor a permutation of the columns of
+            ``order`` is neither ``None`` nor permutations of the columns of
             ``x``, or ``chainer.config.shared_algorithm`` is neither ``'sum'``
             nor ``'tile'``.
 

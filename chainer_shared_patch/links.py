@@ -21,7 +21,12 @@ from chainer.variable import Parameter, Variable
 import numpy
 
 Initializer = Union[InitializerSpec, NdArray, float]
-Permutation = Union[Sequence[SupportsIndex], numpy.ndarray, Variable]
+Permutation = Union[
+    Sequence[SupportsIndex],
+    Sequence[Sequence[SupportsIndex]],
+    numpy.ndarray,
+    Variable,
+]
 # Which inputs share.
 Order = Union[Literal['interleaved'], Permutation]
 
@@ -77,6 +82,12 @@ class SharedLinear(Linear):
     is from the article "Tinkering with Chainer's connections to make a new
     layer" (masataka46, 2016).
 
+    With several orders, the outputs are cut into as many slices, as even as
+    they go, and each slice sums the inputs in an order of its own. ``W`` stays
+    as large, and so does its product; only the sums are computed several
+    times. With an order for each output, this is a HashedNet (Chen et al.,
+    "Compressing Neural Networks with the Hashing Trick", 2015).
+
     The layer works with or without the patch, and whatever
     ``chainer.config.common_num`` is. Serializing it saves ``common_num`` and
     the order too. A link that loads them must have the same ``common_num``; it
@@ -97,16 +108,18 @@ class SharedLinear(Linear):
         common_num (int): The number of blocks, which divides ``in_size``.
         order (str or array): Which inputs share: input ``order[j * k + i]`` is
             in block ``j`` and uses column ``i`` of ``W``. Either an integer
-            permutation of shape ``(in_size,)``, or ``'interleaved'``, where
-            each ``n`` neighbours use the same column, or ``None``, where each
-            block is contiguous.
+            permutation of shape ``(in_size,)``; or several, of shape
+            ``(g, in_size)``, for ``g`` slices of the outputs, those of
+            ``numpy.array_split``; or ``'interleaved'``, where each ``n``
+            neighbours use the same column; or ``None``, where each block is
+            contiguous.
 
     Raises:
         TypeError: If ``in_size`` or ``out_size`` is not an integer.
         ValueError: If ``common_num`` is not an integer of at least 1,
             ``in_size`` is less than 1, ``common_num`` does not divide it, or
-            ``order`` is neither ``None`` nor ``'interleaved'`` nor a
-            permutation of the inputs.
+            ``order`` is neither ``None`` nor ``'interleaved'`` nor
+            permutations of the inputs.
 
     Attributes:
         W (chainer.Parameter): The weight, of shape
@@ -116,9 +129,11 @@ class SharedLinear(Linear):
             first input.
         out_size (int): The width of the output.
         common_num (int): The number of blocks.
-        order (array): The order of the inputs, an int64 array of shape
-            ``(in_size,)``; ``None`` where each block is contiguous; and
-            ``'interleaved'`` as long as the width is not known.
+        order (array): The order of the inputs, an array of shape
+            ``(in_size,)``, or ``(g, in_size)`` for several, in the smallest
+            unsigned integer dtype that holds it; ``None`` where each block is
+            contiguous; and ``'interleaved'`` as long as the width is not
+            known.
 
     .. admonition:: Example
 
@@ -135,7 +150,15 @@ class SharedLinear(Linear):
         >>> layer = chainer_shared_patch.SharedLinear(
         ...     6, 1, common_num=2, order='interleaved')
         >>> layer.order
-        array([0, 2, 4, 1, 3, 5])
+        array([0, 2, 4, 1, 3, 5], dtype=uint8)
+
+        Here, the first three outputs sum the inputs in one order, and the
+        other two in another:
+
+        >>> layer = chainer_shared_patch.SharedLinear(
+        ...     4, 5, common_num=2, order=[[0, 1, 2, 3], [0, 2, 1, 3]])
+        >>> layer.W.shape
+        (5, 2)
 
     """
 
@@ -171,7 +194,7 @@ class SharedLinear(Linear):
             order = check_order(
                 order, in_size, setting='SharedLinear(): order'
             )
-            in_size = len(order)
+            in_size = int(order.shape[-1])
         self._order = blocks.CurrentOrder(order)
         # Chainer's types leave out floats and CuPy's arrays.
         W: Any = initialW
@@ -197,7 +220,7 @@ class SharedLinear(Linear):
             super()._initialize_params(k)
         if _is_interleaved(self.order):
             order = numpy.arange(in_size).reshape(k, self.common_num).T.ravel()
-            self.order = self.device.send(order)
+            self.order = self.device.send(check_order(order, in_size))
         self.in_size = in_size
 
     def _follow_W(self) -> None:
@@ -277,10 +300,12 @@ class SharedLinear(Linear):
         """Iterator of tuple: Names and values that ``str(link)`` shows."""
         yield from super().printable_specs
         yield 'common_num', self.common_num
-        order = self.order
-        if isinstance(order, chainer.get_array_types()):
-            order = numpy.array2string(to_cpu(order), threshold=8)
-        if order is not None:
+        order: Any = self.order
+        if blocks.count_orders(order) > 1:
+            yield 'orders', len(order)
+        elif isinstance(order, chainer.get_array_types()):
+            yield 'order', numpy.array2string(to_cpu(order), threshold=8)
+        elif order is not None:
             yield 'order', order
 
     def device_resident_accept(self, visitor: Any) -> None:

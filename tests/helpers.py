@@ -20,11 +20,14 @@ N = 3
 K = 2
 SIZES = (4, N, K, 5)
 PERMUTATION = numpy.array([4, 0, 3, 5, 1, 2])
+# For slices of 3 and of 2 outputs.
+SEVERAL = numpy.array([PERMUTATION, [2, 3, 5, 0, 4, 1]])
 # By hand: with 3 blocks of 2 columns, 0, 1 and 2 are neighbours.
 ORDERS = {
     'contiguous': (None, numpy.arange(N * K)),
     'interleaved': ('interleaved', numpy.array([0, 3, 1, 4, 2, 5])),
     'permutation': (PERMUTATION, PERMUTATION),
+    'several': (SEVERAL, SEVERAL),
 }
 
 
@@ -44,13 +47,35 @@ def make_arrays(draw, batch_size, n, k, out_size):
     return [draw(*shape) for shape in (*shapes, (batch_size, out_size))]
 
 
-def reference(x, W, b, gy, n):
+def cut(W, order, n):
+    """Yields each order, and the rows of its slice of the outputs."""
+    if order is None:
+        order = numpy.arange(n * W.shape[1])
+    orders = numpy.atleast_2d(order)
+    yield from zip(
+        orders, numpy.array_split(numpy.arange(len(W)), len(orders))
+    )
+
+
+def widen(W, order=None, n=N):
+    """Returns the weight of the dense layer that computes the same."""
+    wide = numpy.empty((len(W), n * W.shape[1]), W.dtype)
+    for each, rows in cut(W, order, n):
+        wide[numpy.ix_(rows, each)] = numpy.tile(W[rows], (1, n))
+    return wide
+
+
+def reference(x, W, b, gy, n, order=None):
     """Returns y, gx, gW and gb by the definition, in float64."""
     x, W, gy = (a.astype('d') for a in (x, W, gy))
-    tiled = numpy.concatenate([W] * n, axis=1)
-    y = x @ tiled.T + (0 if b is None else b.astype('d'))
-    gW = (gy.T @ x).reshape(len(W), n, W.shape[1]).sum(axis=1)
-    return y, gy @ tiled, gW, gy.sum(axis=0)
+    wide = widen(W, order, n)
+    y = x @ wide.T + (0 if b is None else b.astype('d'))
+    wide_gW = gy.T @ x
+    gW = numpy.empty_like(W)
+    for each, rows in cut(W, order, n):
+        columns = wide_gW[numpy.ix_(rows, each)]
+        gW[rows] = columns.reshape(len(rows), n, W.shape[1]).sum(axis=1)
+    return y, gy @ wide, gW, gy.sum(axis=0)
 
 
 def run(x, W, b, gy, linear=F.linear):
@@ -104,7 +129,7 @@ def assert_close(actual, exact, scale, *roundings):
     numpy.testing.assert_array_less(difference, bound)
 
 
-def assert_layer_close(actual, x, W, b, gy, n):
+def assert_layer_close(actual, x, W, b, gy, n, order=None):
     """Asserts that y, gx, gW and gb of a layer are close to the reference.
 
     What has not been computed may be None, or left out at the end. The bound
@@ -112,13 +137,14 @@ def assert_layer_close(actual, x, W, b, gy, n):
     accumulated in float32 or the coarser dtype of x and W, whichever is
     wider, and twice rounded to the latter on the way.
     """
-    exact = reference(x, W, b, gy, n)
+    exact = reference(x, W, b, gy, n, order)
     scales = reference(
-        abs(x), abs(W), None if b is None else abs(b), abs(gy), n
+        abs(x), abs(W), None if b is None else abs(b), abs(gy), n, order
     )
     coarse = min(x.dtype, W.dtype, key=lambda dtype: dtype.itemsize)
     wide = numpy.promote_types(coarse, 'f')
-    terms = x.shape[1] + 1, len(W), len(x) + n
+    orders = 1 if order is None else len(numpy.atleast_2d(order))
+    terms = x.shape[1] + 1, len(W) + orders, len(x) + n
     for a, e, scale, m, dtype in zip(
         actual, exact, scales, terms, (x.dtype, x.dtype, W.dtype)
     ):

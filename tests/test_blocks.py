@@ -1,3 +1,5 @@
+import functools
+
 from chainer_shared_patch import blocks
 from chainer import gradient_check
 import numpy
@@ -113,27 +115,54 @@ def test_tile_blocks(random, batch_size, n, k, dtype, layout):
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('dtype', DTYPES)
-@pytest.mark.parametrize(('batch_size', 'n', 'k'), SHAPES)
-def test_sum_and_tile_in_an_order(random, batch_size, n, k, dtype, layout):
-    order = random.permutation(n * k)
+@pytest.mark.parametrize(
+    ('batch_size', 'n', 'k'), [*SHAPES, (300, 4, 5), (130, 1000, 2)]
+)
+def test_sum_and_tile_in_orders(random, batch_size, n, k, dtype, layout):
+    # As a product with a matrix of zeros and ones.
+    g = 3
+    order = numpy.array([random.permutation(n * k) for _ in range(g)])
+    matrix = numpy.zeros((n * k, g, k))
+    for s in range(g):
+        matrix[order[s], s, numpy.arange(n * k) % k] = 1
+    matrix = matrix.reshape(n * k, g * k)
+    accumulator = numpy.promote_types(dtype, 'f')
     send, place = helpers.DEVICE.send, LAYOUTS[layout]
     x = random.randn(batch_size, n * k).astype(dtype)
     y = blocks.sum_blocks(place(send(x)), n, order=send(order))
-    assert y.shape == (batch_size, k)
     assert y.dtype == sum_dtype(dtype)
-    assert y.flags.c_contiguous
-    places = numpy.arange(n * k) % k
-    exact, scale = numpy.zeros((2, batch_size, k))
-    numpy.add.at(exact.T, places, x.T[order])
-    numpy.add.at(scale.T, places, abs(x.T[order]))
-    accumulator = numpy.promote_types(dtype, 'f')
+    exact, scale = (a.astype('d') @ matrix for a in (x, abs(x)))
     assert_close(to_cpu(y), exact, scale, (n - 1, accumulator))
+    one = blocks.sum_blocks(place(send(x)), n, order=send(order[1]))
+    exact, scale = (a[:, k : 2 * k] for a in (exact, scale))
+    assert_close(to_cpu(one), exact, scale, (n - 1, accumulator))
 
-    x = random.randn(batch_size, k).astype(dtype)
+    x = random.randn(batch_size, g * k).astype(dtype)
     y = to_cpu(blocks.tile_blocks(place(send(x)), n, send(order)))
-    assert y.shape == (batch_size, n * k)
     assert y.dtype == dtype
-    numpy.testing.assert_array_equal(y[:, order], x[:, places])
+    assert y.flags.c_contiguous
+    exact, scale = (a.astype('d') @ matrix.T for a in (x, abs(x)))
+    assert_close(y, exact, scale, (g - 1, accumulator))
+    one = blocks.tile_blocks(place(send(x[:, :k])), n, send(order[0]))
+    places = numpy.arange(n * k) % k
+    numpy.testing.assert_array_equal(to_cpu(one)[:, order[0]], x[:, places])
+
+
+def test_orders_per_slice(random):
+    n, k = 4, 3
+    order = numpy.array([random.permutation(n * k) for _ in range(2)])
+    order = helpers.DEVICE.send(order)
+    for function, columns in (
+        (functools.partial(blocks.sum_blocks, order=order), n * k),
+        (functools.partial(blocks.tile_blocks, order=order), k),
+    ):
+        rows = helpers.DEVICE.send(random.randn(5, columns))
+        y = function(rows, n, per_slice=True)
+        for each, of_slice in zip(order, (slice(3), slice(3, None))):
+            expected = function(rows[of_slice], n, order=each)
+            numpy.testing.assert_array_equal(
+                to_cpu(y[of_slice]), to_cpu(expected)
+            )
 
 
 def test_sum_and_tile_in_an_order_are_adjoint(random):
@@ -149,21 +178,24 @@ def test_sum_and_tile_in_an_order_are_adjoint(random):
     assert (summed * y).sum() == (x * tiled).sum()
 
 
-@pytest.mark.parametrize('ordered', [True, False])
+@pytest.mark.parametrize('per_slice', [True, False])
+@pytest.mark.parametrize('g', [0, 1, 2])
 @pytest.mark.parametrize('function', [blocks.SumBlocks, blocks.TileBlocks])
-def test_gradients(random, function, ordered):
+def test_gradients(random, function, g, per_slice):
     n, k = 4, 3
-    order = helpers.DEVICE.send(random.permutation(n * k)) if ordered else None
-    wide, narrow, gradient = helpers.DEVICE.send(
-        [random.randn(5, columns) for columns in (n * k, k, n * k)]
-    )
-    x, gy = wide, narrow
+    order = None
+    if g:
+        order = [random.permutation(n * k) for _ in range(g)]
+        order = helpers.DEVICE.send(numpy.array(order))
+    sizes = n * k, k if per_slice else max(g, 1) * k
     if function is blocks.TileBlocks:
-        x, gy, gradient = narrow, wide, random.randn(5, k)
-        gradient = helpers.DEVICE.send(gradient)
+        sizes = sizes[::-1]
+    x, gy, gradient = helpers.DEVICE.send(
+        [random.randn(5, columns) for columns in (*sizes, sizes[0])]
+    )
 
     def apply(x):
-        (y,) = function(n, order=order).apply((x,))
+        (y,) = function(n, order=order, per_slice=per_slice).apply((x,))
         return y * y
 
     gradient_check.check_backward(apply, x, gy, dtype='d')

@@ -22,6 +22,7 @@ import pytest
 
 from tests.helpers import (
     DTYPES,
+    SEVERAL,
     SIZES,
     K,
     N,
@@ -43,6 +44,8 @@ ORDERS = {
     'contiguous': None,
     'interleaved': 'interleaved',
     'permutation': numpy.array([3, 0, 5, 1, 4, 2]),
+    'several': SEVERAL,
+    'one each': [numpy.roll(SEVERAL[0], each) for each in range(OUT)],
 }
 
 
@@ -88,9 +91,8 @@ def make_layer(random, dtype, order=None, nobias=False):
 
 
 def assert_exact(y, link, x, gy):
-    columns = slice(None) if link.order is None else link.order
     b = None if link.b is None else link.b.array
-    assert_layer_close([y], x[:, columns], link.W.array, b, gy, N)
+    assert_layer_close([y], x, link.W.array, b, gy, N, link.order)
 
 
 class TestSharedLinear:
@@ -250,6 +252,12 @@ LAYERS = {
     'SharedLinear': lambda *sizes: SharedLinear(*sizes, common_num=N),
     'ordered': lambda *sizes: SharedLinear(
         *sizes, common_num=N, order='interleaved'
+    ),
+    'several orders': lambda in_size, out_size: SharedLinear(
+        in_size,
+        out_size,
+        common_num=N,
+        order=[range(in_size), range(in_size)[::-1]],
     ),
 }
 

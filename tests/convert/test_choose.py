@@ -139,7 +139,7 @@ def nothing(model):
             nothing,
             {'order': 'interleaved'},
             "order for /l2 must be 'grouped', 'contiguous' or a permutation "
-            "of the integers below in_size, 12, but it is 'interleaved'$",
+            "of the integers below in_size, 12, .*, but it is 'interleaved'$",
         ),
         (nothing, {'order': [1, 0]}, r'order for /l2 must .* \(2,\)$'),
         (make_lazy, {}, '/l2 has no weight yet'),

@@ -14,7 +14,12 @@ def main():
     numpy.random.seed(comm.rank)
     model = chainer.Sequential(
         L.Linear(12, 6),
-        SharedLinear(6, 4, common_num=2, order=numpy.random.permutation(6)),
+        SharedLinear(
+            6,
+            4,
+            common_num=2,
+            order=[numpy.random.permutation(6) for _ in range(1 + comm.rank)],
+        ),
     )
     share(model, {'/0': 3})
     x = numpy.arange(24, dtype='f').reshape(2, 12)

@@ -7,8 +7,9 @@ from tests import test_blocks
 from tests.helpers import DTYPES
 from tests.test_blocks import (  # noqa: F401
     test_gradients,
-    test_sum_and_tile_in_an_order,
+    test_orders_per_slice,
     test_sum_and_tile_in_an_order_are_adjoint,
+    test_sum_and_tile_in_orders,
     test_sum_blocks,
     test_sum_blocks_adds_float16_in_float32,
     test_sum_blocks_refuses_what_it_cannot_split,
