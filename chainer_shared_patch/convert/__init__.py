@@ -17,6 +17,7 @@ from chainer_shared_patch.convert.choose import (
     LayerOrder,
     check_link,
     choose_layers,
+    choose_orders,
 )
 from chainer_shared_patch.convert.fold import check_fold, fold_order
 from chainer_shared_patch.convert.grouping import (
@@ -26,6 +27,7 @@ from chainer_shared_patch.convert.grouping import (
 from chainer_shared_patch.convert.load import load_npz
 from chainer_shared_patch.convert.replace import Changes, keep_bias
 from chainer_shared_patch.convert.report import SharedLayer, ShareReport
+from chainer_shared_patch.convert.tuning import split_batches, tune
 from chainer_shared_patch.functions import VariableOrArray
 from chainer_shared_patch.links import SharedLinear
 import chainer
@@ -45,8 +47,10 @@ def share(
     *,
     inputs: VariableOrArray | Iterable[Any] | None = None,
     order: LayerOrder | Mapping[Any, LayerOrder] = 'grouped',
+    orders: SupportsIndex | Mapping[Any, SupportsIndex | None] | None = None,
     fold: Mapping[Any, Any] | None = None,
     add_bias: bool = False,
+    tune_steps: SupportsIndex = 0,
 ) -> ShareReport:
     """Replaces linear layers of a trained model by shared ones.
 
@@ -148,12 +152,16 @@ def share(
 
     """
     check_model('share', model)
-    layers, passed_over = choose_layers(model, common_num, order)
+    layers, passed_over = choose_layers(
+        model, common_num, order, orders
+    )
     folded_into = check_fold(model, layers, fold)
     batches = check_inputs(inputs)
     if add_bias and not batches:
         raise ValueError('share(): add_bias has no effect without inputs')
     calibration = None
+    if tune_steps:
+        batches = split_batches(model, batches)
     if batches:
         calibration = Calibration(model, layers, batches)
         layers = calibration.layers
@@ -168,6 +176,9 @@ def share(
                 )
         if calibration is not None:
             calibration.rerun({})
+            if tune_steps:
+                paths = [row.path for row in rows]
+                tune(model, paths, batches, calibration.outputs, tune_steps)
         for path, target in folded_into.items():
             fold_order(changes, path, target, batches)
     if calibration is not None:
@@ -190,12 +201,18 @@ def _share_layer(
     """Replaces a layer by a shared one."""
     link, n, order = layer.link, layer.common_num, layer.order
     W = to_cpu(link.W.array)
+    orders = layer.orders or choose_orders(changes.model, layer)
     weights = numpy.ones(W.shape[1])
     if numpy.any(layer.squares):
         # A little more, for inputs that are zero in these few examples.
         weights = layer.squares / layer.squares.mean() + 0.01
     if isinstance(order, str):  # 'grouped'
-        order = group_columns(W, n, weights)
+        order = numpy.stack(
+            [
+                group_columns(rows, n, weights)
+                for rows in numpy.array_split(W, orders)
+            ]
+        )
     narrow, weight_error = average_columns(W, n, order, weights)
     bias = output_error = None
     if calibration is not None:
@@ -213,6 +230,7 @@ def _share_layer(
     return SharedLayer(
         layer.path,
         n,
+        orders,
         shared.count_params(),
         link.count_params(),
         weight_error,
@@ -270,7 +288,9 @@ def expand(model: Link) -> None:
     with Changes(model) as changes:
         for path, link in links.items():
             narrow, order = to_cpu([link.W.array, link.order])
-            W = to_cpu(tile_blocks(narrow, link.common_num, order))
+            W = to_cpu(
+                tile_blocks(narrow, link.common_num, order, per_slice=True)
+            )
             with chainer.using_config('dtype', W.dtype):
                 ordinary: Any = Linear(W.shape[1], W.shape[0], True, W)
             # The array would be kept, and drawn again by copy('init').

@@ -28,7 +28,10 @@ import numpy
 
 
 def check_fold(model: Link, layers: list[Layer], fold: Any) -> dict[str, str]:
-    """Returns the paths of the layers before, by those of the layers."""
+    """Returns the paths of the layers before, by those of the layers.
+
+    A folded layer has one order, unless more are asked for.
+    """
     if fold is None:
         return {}
     if not isinstance(fold, Mapping) or not all(
@@ -43,17 +46,25 @@ def check_fold(model: Link, layers: list[Layer], fold: Any) -> dict[str, str]:
         for path, target in name_links('fold', fold, model).items()
     }
     links = dict(model.namedlinks())
-    orders = {layer.path: layer.order for layer in layers}
+    shared = {layer.path: layer for layer in layers}
     targets = list(folded_into.values())
     for path, target in folded_into.items():
         refusal = f'share(): cannot fold {path} into {target}: '
         if path == target:
             raise ValueError(refusal + 'they are the same layer')
-        if path not in orders:
+        if path not in shared:
             raise ValueError(refusal + f'{path} is not being shared')
-        if orders[path] is None:
+        layer = shared[path]
+        if layer.order is None:
             raise ValueError(
                 refusal + f'{path} is contiguous, so it has no order'
+            )
+        if layer.orders is None:
+            layer.orders = 1
+        if layer.orders > 1:
+            raise ValueError(
+                refusal + f'{path} has {layer.orders} orders, and only a '
+                'single one can be folded'
             )
         before = links.get(target)
         if before is None or type(before) not in (Linear, SharedLinear):
@@ -65,7 +76,7 @@ def check_fold(model: Link, layers: list[Layer], fold: Any) -> dict[str, str]:
             raise ValueError(
                 refusal + f'{target} can take over only one order'
             )
-        in_size = links[path].W.shape[1]
+        in_size = layer.link.W.shape[1]
         if before.out_size != in_size:
             raise ValueError(
                 refusal + f'the former has {in_size} inputs, the latter '
@@ -153,7 +164,7 @@ def _take(array: Any, indices: Any, n_batch_axes: int) -> Any:
 def _find_floats(outputs: Any) -> Iterator[numpy.ndarray]:
     for array in find_arrays(outputs):
         if array.dtype.kind == 'f':
-            yield to_cpu(array)
+            yield to_cpu(chainer.as_array(array))
 
 
 def _are_same(a: numpy.ndarray, b: numpy.ndarray) -> bool:

@@ -14,6 +14,7 @@ class SharedLayer(NamedTuple):
     Attributes:
         path (str): The layer's path in the model.
         common_num (int): The number of blocks that share its weight.
+        orders (int): The number of orders of its inputs.
         size (int): The number of elements of its parameters.
         dense_size (int): The same, before it was shared.
         weight_error (float): The Frobenius norm of the difference between
@@ -40,6 +41,7 @@ class SharedLayer(NamedTuple):
 
     path: str
     common_num: int
+    orders: int
     size: int
     dense_size: int
     weight_error: float
@@ -101,9 +103,11 @@ class ShareReport(NamedTuple):
         layers = self.layers
         sizes = [each.size for each in layers]
         dense_sizes = [each.dense_size for each in layers]
+        numbers = [each.orders for each in layers]
         columns: dict[str, list[Any]] = {
             'layer': [each.path for each in layers],
             'common_num': [each.common_num for each in layers],
+            'orders': numbers if max(numbers, default=1) > 1 else [],
             'parameters': [f'{size:,}' for size in sizes],
             'parameters before': [f'{size:,}' for size in dense_sizes],
             'weight error': percent(each.weight_error for each in layers),
