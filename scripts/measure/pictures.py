@@ -71,7 +71,7 @@ def read_points():
         if name == ('HashedNets, reported', ''):
             add('hashed', row, 'trained', row['bytes'])
         elif name in SMALL:
-            add('small', row, '30 epochs', row['bytes'])
+            add('small', row, '20 epochs', row['bytes'])
     return {kind: sorted(points[kind].values()) for kind in KINDS}
 
 

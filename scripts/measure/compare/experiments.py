@@ -20,7 +20,7 @@ TUNE_STEPS = 1000
 # dropout while it is trained for long.
 HASHEDNETS = {
     8: (98.55, (8, 40), (1, 4), 0.3),
-    64: (97.21, (98, 4), (1, 20, 64), 0),
+    64: (97.21, (98, 4), (1, 20), 0),
 }
 INPUT_ORDERS = ('contiguous', 'random', 'interleaved', '2x2')
 LATERAL = (8, 32)  # n of the lateral weight
@@ -56,7 +56,7 @@ def list_hashednets(args):
     def fine_tune(run, dropout=0):
         run = run._replace(dense_epochs=args.epoch, epochs=min(3, args.epoch))
         longer = run._replace(
-            epochs=min(30, 4 * args.epoch),
+            epochs=min(20, 4 * args.epoch),
             learning_rate=2e-3,
             dropout=dropout,
         )
@@ -79,7 +79,7 @@ def list_hashednets(args):
         for each in orders[:: args.step]:
             run = Run(SMALL, n, start='shared', orders=each)
             yield {'network': '784-1000-10, shared'}, fine_tune(run, dropout)
-        run = networks.make_low_rank(run)
+        run = Run(SMALL, max_parameters=budget, start='SVD')
         yield {'network': '784-1000-10, SVD'}, fine_tune(run, dropout)
         smaller = make_smaller(dense, budget)
         name = '-'.join(map(str, smaller.sizes))
