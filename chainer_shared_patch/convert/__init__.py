@@ -15,6 +15,7 @@ from chainer_shared_patch.convert.calibrate import (
 from chainer_shared_patch.convert.choose import (
     Layer,
     LayerOrder,
+    check_integer,
     check_link,
     choose_layers,
     choose_orders,
@@ -152,14 +153,16 @@ def share(
 
     """
     check_model('share', model)
-    layers, passed_over = choose_layers(
-        model, common_num, order, orders
-    )
+    layers, passed_over = choose_layers(model, common_num, order, orders)
     folded_into = check_fold(model, layers, fold)
     batches = check_inputs(inputs)
-    if add_bias and not batches:
-        raise ValueError('share(): add_bias has no effect without inputs')
-    calibration = None
+    tune_steps = check_integer(tune_steps, 'share(): tune_steps', 0)
+    for setting, value in (('add_bias', add_bias), ('tune_steps', tune_steps)):
+        if value and not batches:
+            raise ValueError(
+                f'share(): {setting} has no effect without inputs'
+            )
+    calibration = tuned = None
     if tune_steps:
         batches = split_batches(model, batches)
     if batches:
@@ -178,7 +181,8 @@ def share(
             calibration.rerun({})
             if tune_steps:
                 paths = [row.path for row in rows]
-                tune(model, paths, batches, calibration.outputs, tune_steps)
+                outputs = calibration.outputs
+                tuned = tune(model, paths, batches, outputs, tune_steps)
         for path, target in folded_into.items():
             fold_order(changes, path, target, batches)
     if calibration is not None:
@@ -189,6 +193,7 @@ def share(
         ),
         tuple(changes.restarted),
         passed_over,
+        tuned,
     )
 
 
@@ -201,7 +206,7 @@ def _share_layer(
     """Replaces a layer by a shared one."""
     link, n, order = layer.link, layer.common_num, layer.order
     W = to_cpu(link.W.array)
-    orders = layer.orders or choose_orders(changes.model, layer)
+    orders = layer.orders or choose_orders(changes.model, link, n)
     weights = numpy.ones(W.shape[1])
     if numpy.any(layer.squares):
         # A little more, for inputs that are zero in these few examples.
