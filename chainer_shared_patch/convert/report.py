@@ -103,7 +103,7 @@ class ShareReport(NamedTuple):
         if self.tuned:
             before, after = self.tuned
             notes.append(
-                "Tuning brought the error of the model's outputs from "
+                'Tuning brought the error of the outputs from '
                 f'{before:.2%} to {after:.2%}.'
             )
         return notes
