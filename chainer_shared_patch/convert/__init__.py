@@ -15,8 +15,10 @@ from chainer_shared_patch.convert.calibrate import (
 from chainer_shared_patch.convert.choose import (
     Layer,
     LayerOrder,
+    check_integer,
     check_link,
     choose_layers,
+    choose_orders,
 )
 from chainer_shared_patch.convert.fold import check_fold, fold_order
 from chainer_shared_patch.convert.grouping import (
@@ -26,6 +28,7 @@ from chainer_shared_patch.convert.grouping import (
 from chainer_shared_patch.convert.load import load_npz
 from chainer_shared_patch.convert.replace import Changes, keep_bias
 from chainer_shared_patch.convert.report import SharedLayer, ShareReport
+from chainer_shared_patch.convert.tuning import split_batches, tune
 from chainer_shared_patch.functions import VariableOrArray
 from chainer_shared_patch.links import SharedLinear
 import chainer
@@ -45,8 +48,10 @@ def share(
     *,
     inputs: VariableOrArray | Iterable[Any] | None = None,
     order: LayerOrder | Mapping[Any, LayerOrder] = 'grouped',
+    orders: SupportsIndex | Mapping[Any, SupportsIndex | None] | None = None,
     fold: Mapping[Any, Any] | None = None,
     add_bias: bool = False,
+    tune_steps: SupportsIndex = 0,
 ) -> ShareReport:
     """Replaces linear layers of a trained model by shared ones.
 
@@ -69,14 +74,17 @@ def share(
     similar columns of ``W``: starting from contiguous blocks, it exchanges
     pairs of columns as long as that brings columns closer to the means of
     their groups. This is weighted k-means with clusters of equal size; see
-    :func:`chainer_shared_patch.convert.grouping.group_columns`.
+    :func:`chainer_shared_patch.convert.grouping.group_columns`. With several
+    ``orders``, the outputs are cut into as many slices, and each slice of the
+    rows of ``W`` is grouped anew, so that fewer inputs share for all outputs.
 
     With calibration inputs, each column is weighted by the mean square of its
     input. Then, layer by layer in the order of their execution, ``W`` and the
     bias are refitted by ridge regression (Hoerl and Kennard, "Ridge
     regression: Biased estimation for nonorthogonal problems", 1970), so that
     from the inputs that the layer receives now it reproduces the outputs that
-    it gave before.
+    it gave before. With ``tune_steps``, all of them are then trained together,
+    without labels, to reproduce the outputs of the model.
 
     Args:
         model (chainer.Link): The model, a chain. It is changed in place. A
@@ -101,16 +109,32 @@ def share(
             as the ``order`` of :class:`SharedLinear`; or a dict that maps
             links or paths to these. A layer that no path matches is
             ``'grouped'``.
+        orders (int or dict): The number of orders for the layers that are
+            ``'grouped'``, or a dict that maps links or paths to numbers. More
+            orders lose less, but each takes ``in_size`` integers and the time
+            of another sum of the inputs. There are at most as many as outputs.
+            By default there are 4; 20 with a ``common_num`` of 50 or more; 16
+            in Chainer's recurrent links, such as ``chainer.links.LSTM``; but
+            no more than would take as much memory as ``W``, and one in the
+            layers of ``fold``.
         fold (dict): Pairs of links or paths such as ``{'/l2': '/l1'}``: the
             outputs of ``l1`` are reordered instead of the inputs of ``l2``, so
             that the order takes no time when the model runs. Between the
             linear layer ``l1`` and the shared layer ``l2`` there must be
             nothing but elementwise functions (BatchNormalization is not one),
-            and nothing else may use the outputs of ``l1``. With calibration
+            nothing else may use the outputs of ``l1``, and neither of them may
+            have several orders. With calibration
             inputs, ``share`` checks that folding does not change the outputs
             of the model.
         add_bias (bool): If ``True``, refitting may add a bias to a layer
             that has none.
+        tune_steps (int): How many steps of Adam, from 0.001 falling linearly
+            to 0, minimize the squared error of the model's outputs, each array
+            relative to its mean square. This trains the weights and biases of
+            the shared layers only, in test mode, on a batch a step. A batch
+            that is a single array is cut into some of about a hundred
+            examples, unless a link is recurrent. A few hundred steps, or a
+            thousand with some thousand examples, are worth their time.
 
     Returns:
         ShareReport: The layers and what they lose. It prints as a table.
@@ -128,8 +152,11 @@ def share(
             repeated, or returns arrays of other shapes once it is shared; if
             weights, inputs or outputs are not
             finite or, once refitted, exceed the range of their dtype; if an
-            order cannot be folded; or if ``add_bias`` is set without
-            ``inputs``.
+            order cannot be folded; if ``orders`` is not an integer of at
+            least 1, or names a layer that is not to be grouped; if
+            ``tune_steps`` is not an integer of at least 0, or the model
+            returns no variables to tune it by; or if ``add_bias`` or
+            ``tune_steps`` is set without ``inputs``.
 
     .. admonition:: Example
 
@@ -148,12 +175,18 @@ def share(
 
     """
     check_model('share', model)
-    layers, passed_over = choose_layers(model, common_num, order)
+    layers, passed_over = choose_layers(model, common_num, order, orders)
     folded_into = check_fold(model, layers, fold)
     batches = check_inputs(inputs)
-    if add_bias and not batches:
-        raise ValueError('share(): add_bias has no effect without inputs')
-    calibration = None
+    tune_steps = check_integer(tune_steps, 'share(): tune_steps', 0)
+    for setting, value in (('add_bias', add_bias), ('tune_steps', tune_steps)):
+        if value and not batches:
+            raise ValueError(
+                f'share(): {setting} has no effect without inputs'
+            )
+    calibration = tuned = None
+    if tune_steps:
+        batches = split_batches(model, batches)
     if batches:
         calibration = Calibration(model, layers, batches)
         layers = calibration.layers
@@ -168,6 +201,10 @@ def share(
                 )
         if calibration is not None:
             calibration.rerun({})
+            if tune_steps and rows:
+                paths = [row.path for row in rows]
+                outputs = calibration.outputs
+                tuned = tune(model, paths, batches, outputs, tune_steps)
         for path, target in folded_into.items():
             fold_order(changes, path, target, batches)
     if calibration is not None:
@@ -178,6 +215,7 @@ def share(
         ),
         tuple(changes.restarted),
         passed_over,
+        tuned,
     )
 
 
@@ -190,12 +228,18 @@ def _share_layer(
     """Replaces a layer by a shared one."""
     link, n, order = layer.link, layer.common_num, layer.order
     W = to_cpu(link.W.array)
+    orders = layer.orders or choose_orders(changes.model, link, n)
     weights = numpy.ones(W.shape[1])
     if numpy.any(layer.squares):
         # A little more, for inputs that are zero in these few examples.
         weights = layer.squares / layer.squares.mean() + 0.01
     if isinstance(order, str):  # 'grouped'
-        order = group_columns(W, n, weights)
+        order = numpy.stack(
+            [
+                group_columns(rows, n, weights)
+                for rows in numpy.array_split(W, orders)
+            ]
+        )
     narrow, weight_error = average_columns(W, n, order, weights)
     bias = output_error = None
     if calibration is not None:
@@ -213,6 +257,7 @@ def _share_layer(
     return SharedLayer(
         layer.path,
         n,
+        orders,
         shared.count_params(),
         link.count_params(),
         weight_error,
@@ -270,7 +315,9 @@ def expand(model: Link) -> None:
     with Changes(model) as changes:
         for path, link in links.items():
             narrow, order = to_cpu([link.W.array, link.order])
-            W = to_cpu(tile_blocks(narrow, link.common_num, order))
+            W = to_cpu(
+                tile_blocks(narrow, link.common_num, order, per_slice=True)
+            )
             with chainer.using_config('dtype', W.dtype):
                 ordinary: Any = Linear(W.shape[1], W.shape[0], True, W)
             # The array would be kept, and drawn again by copy('init').

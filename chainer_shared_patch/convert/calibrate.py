@@ -95,14 +95,14 @@ def reset_states(model: Link) -> None:
 
 
 def find_arrays(outputs: Any) -> Iterator[Any]:
-    """Yields the arrays that a model returns."""
+    """Yields the arrays and variables that a model returns."""
     if isinstance(outputs, Mapping):
         outputs = list(outputs.values())
     if isinstance(outputs, (list, tuple)):
         for each in outputs:
             yield from find_arrays(each)
     elif isinstance(outputs, (Variable, *chainer.get_array_types())):
-        yield chainer.as_array(outputs)
+        yield outputs
 
 
 class Calibration:
@@ -110,6 +110,7 @@ class Calibration:
 
     Attributes:
         layers: The layers in the order of execution.
+        outputs: What the model returned for each batch.
         shared_last: The path of the layer that was shared last.
 
     """
@@ -138,7 +139,7 @@ class Calibration:
                 f'it raises {type(error).__name__}: {error}'
                 f'{hint_at_predictor(model)}'
             ) from error
-        self._shapes = [array.shape for array in find_arrays(outputs)]
+        self.outputs = outputs
         for layer in layers:
             if layer not in self.layers:
                 raise ValueError(
@@ -205,11 +206,14 @@ class Calibration:
             raise ValueError(
                 f'{shared} raises {type(error).__name__}: {error}. {advice}'
             ) from error
-        shapes = [array.shape for array in find_arrays(outputs)]
-        if path and shapes != self._shapes:
+        shapes, before = (
+            [array.shape for array in find_arrays(each)]
+            for each in (outputs, self.outputs)
+        )
+        if path and shapes != before:
             raise ValueError(
                 f'{shared} returns arrays of the shapes {shapes} instead of '
-                f'{self._shapes}. {advice}'
+                f'{before}. {advice}'
             )
 
     def refit(
@@ -254,25 +258,41 @@ def _refit(
     S = numpy.concatenate(sums)
     if not numpy.isfinite(S).all():
         raise ValueError(f'{shared} its inputs are not finite')
-    y = numpy.concatenate(layer.outputs).astype('d')
-    residual = y - S @ W.T
-    if has_bias:
-        S_mean, residual_mean = S.mean(axis=0), residual.mean(axis=0)
-        S, residual = S - S_mean, residual - residual_mean
-    change = _solve_ridge_regression(S, residual)
-    error = numpy.linalg.norm(residual - S @ change)
-    bias = None
+    y = numpy.concatenate(layer.outputs)
+    # Each order has sums of its own, and a slice of the outputs.
+    orders = S.shape[1] // W.shape[1]
+    slices = zip(
+        numpy.split(S, orders, axis=1),
+        numpy.array_split(y, orders, axis=1),
+        numpy.array_split(W, orders),
+    )
+    Ws, biases, errors = zip(*(_fit(*each, has_bias) for each in slices))
     with numpy.errstate(over='ignore'):
-        W = (W + change.T).astype(W.dtype)
-        if has_bias:
-            bias = (residual_mean - S_mean @ change).astype(W.dtype)
-    for array in (W, bias):
-        if array is not None and not numpy.isfinite(array).all():
-            raise ValueError(
-                f'share(): the refitted {layer.path} has elements outside the '
-                f'range of {W.dtype}'
-            )
-    return W, bias, float(error / (numpy.linalg.norm(y) or 1))
+        W, bias = (
+            numpy.concatenate(each).astype(W.dtype) for each in (Ws, biases)
+        )
+    if not (numpy.isfinite(W).all() and numpy.isfinite(bias).all()):
+        raise ValueError(
+            f'share(): the refitted {layer.path} has elements outside the '
+            f'range of {W.dtype}'
+        )
+    error = numpy.linalg.norm(errors) / (numpy.linalg.norm(y.astype('d')) or 1)
+    return W, bias if has_bias else None, float(error)
+
+
+def _fit(
+    S: numpy.ndarray, y: numpy.ndarray, W: numpy.ndarray, has_bias: bool
+) -> tuple[numpy.ndarray, numpy.ndarray, float]:
+    """Returns W, the bias or zeros, and the norm of the error."""
+    residual = y - S @ W.T
+    S_mean, residual_mean = (
+        each.mean(axis=0) if has_bias else numpy.zeros(each.shape[1])
+        for each in (S, residual)
+    )
+    S, residual = S - S_mean, residual - residual_mean
+    change = _solve_ridge_regression(S, residual)
+    bias = residual_mean - S_mean @ change
+    return W + change.T, bias, float(numpy.linalg.norm(residual - S @ change))
 
 
 def _solve_ridge_regression(

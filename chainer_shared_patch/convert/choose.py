@@ -7,6 +7,7 @@ import dataclasses
 from fnmatch import fnmatchcase
 from typing import Any, Literal, Union
 
+from chainer_shared_patch.blocks import count_orders
 from chainer_shared_patch.config import (
     check_common_num,
     check_divides,
@@ -31,12 +32,13 @@ class Layer:
     link: Linear
     common_num: int
     order: Literal['grouped'] | numpy.ndarray | None  # None: contiguous
+    orders: int | None  # how many; None: as many as suit the layer
     squares: Any = 0.0  # of each input, summed over the examples
     outputs: list[numpy.ndarray] = dataclasses.field(default_factory=list)
 
 
 def choose_layers(
-    model: Link, common_num: Any, order: Any
+    model: Link, common_num: Any, order: Any, orders: Any
 ) -> tuple[list[Layer], tuple[str, ...]]:
     """Returns the layers to share, and the paths that a pattern passes over.
 
@@ -47,7 +49,9 @@ def choose_layers(
     if not linear:
         raise ValueError(_explain_no_layers(model, links))
     numbers = _match('common_num', common_num, model, linear)
-    orders = _match('order', order, model, list(numbers))
+    order_of = _match('order', order, model, list(numbers))
+    grouped = [p for p in numbers if _is_grouped(order_of.get(p, 'grouped'))]
+    orders_of = _match('orders', orders, model, grouped, 'grouped')
     layers = []
     for path, number in numbers.items():
         setting = f'share(): common_num for {path}'
@@ -62,9 +66,13 @@ def choose_layers(
                     f'share(): {path}/{param.name} contains NaN or infinity'
                 )
         check_divides(number, link.W.shape[1], setting)
-        layers.append(
-            Layer(path, link, number, _find_order(path, link, orders))
-        )
+        layer = Layer(path, link, number, 'grouped', None)
+        if path in grouped:
+            layer.orders = _find_orders(path, link, orders_of.get(path))
+        else:
+            layer.order = _find_order(path, link, order_of[path])
+            layer.orders = count_orders(layer.order)
+        layers.append(layer)
     patterns = ['*']
     if isinstance(common_num, Mapping):
         patterns = [each for each in common_num if isinstance(each, str)]
@@ -75,6 +83,20 @@ def choose_layers(
         and type(link) not in (Linear, SharedLinear)
         and any(fnmatchcase(path, pattern) for pattern in patterns)
     )
+
+
+def check_integer(value: Any, setting: str, least: int) -> int:
+    """Returns an integer, or raises an error that names its setting."""
+    if (
+        not isinstance(value, (int, numpy.integer))
+        or isinstance(value, bool)
+        or value < least
+    ):
+        raise ValueError(
+            f'{setting} must be an integer of at least {least}, but it is '
+            f'{value!r}'
+        )
+    return int(value)
 
 
 def name_links(setting: str, values: Any, model: Link) -> dict[str, Any]:
@@ -106,7 +128,11 @@ def find_path(setting: str, key: Any, model: Link) -> str:
 
 
 def _match(
-    setting: str, values: Any, model: Link, paths: list[str]
+    setting: str,
+    values: Any,
+    model: Link,
+    paths: list[str],
+    chosen: str = 'shared',
 ) -> dict[str, Any]:
     """Returns the value of a setting for each path that has one."""
     if not isinstance(values, Mapping):
@@ -117,10 +143,11 @@ def _match(
         if pattern not in paths and not any(
             fnmatchcase(path, pattern) for path in paths
         ):
+            mistake = _explain(links.get(pattern), chosen)
             raise ValueError(
-                f'share(): {setting} names {pattern}, which '
-                f'{_explain(links.get(pattern))}; the layers to choose from '
-                f'are {", ".join(paths) or "none"}{hint_at_predictor(model)}'
+                f'share(): {setting} names {pattern}, which {mistake}; the '
+                f'layers to choose from are {", ".join(paths) or "none"}'
+                f'{hint_at_predictor(model)}'
             )
     matches = {}
     for path in paths:
@@ -137,7 +164,7 @@ def _match(
     return matches
 
 
-def _explain(link: Any) -> str:
+def _explain(link: Any, chosen: str) -> str:
     """Says why a path is none of those to choose from."""
     if link is None:
         return 'matches none of the layers'
@@ -145,7 +172,7 @@ def _explain(link: Any) -> str:
         return f'is shared already, with common_num {link.common_num}'
     if type(link) is not Linear:
         return f'is of class {type(link).__name__}, not chainer.links.Linear'
-    return 'is not being shared'
+    return f'is not being {chosen}'
 
 
 def _explain_no_layers(model: Link, links: Mapping[str, Link]) -> str:
@@ -182,13 +209,20 @@ def _params_of(link: Linear) -> list[Any]:
     return [link.W] if link.b is None else [link.W, link.b]
 
 
-def _find_order(
-    path: str, link: Any, orders: Mapping[str, Any]
-) -> Literal['grouped'] | numpy.ndarray | None:
-    """Returns which inputs of a layer share."""
-    order = orders.get(path, 'grouped')
-    if isinstance(order, str) and order == 'grouped':
-        return 'grouped'
+def _is_grouped(order: Any) -> bool:
+    return isinstance(order, str) and order == 'grouped'
+
+
+def _find_orders(path: str, link: Any, orders: Any) -> int | None:
+    """Returns how many orders a grouped layer is to have, if that is said."""
+    if orders is None:
+        return None
+    number = check_integer(orders, f'share(): orders for {path}', 1)
+    return min(number, len(link.W.array))
+
+
+def _find_order(path: str, link: Any, order: Any) -> numpy.ndarray | None:
+    """Returns which inputs of a layer share that is not grouped."""
     if isinstance(order, str) and order == 'contiguous':
         return None
     return check_order(
@@ -197,6 +231,20 @@ def _find_order(
         "'grouped', 'contiguous'",
         f'share(): order for {path}',
     )
+
+
+def choose_orders(model: Link, link: Linear, common_num: int) -> int:
+    """Returns how many orders suit a layer."""
+    orders = 20 if common_num >= 50 else 4
+    for parent in model.links():
+        if link in parent.children() and any(
+            kind.__module__.startswith('chainer.links.rnn')
+            for kind in type(parent).__mro__
+        ):
+            orders = 16
+    # The integers, of 2 bytes, must not outweigh the floats of W, of 4 bytes.
+    out_size: int = link.W.shape[0]
+    return min(orders, out_size, max(1, 2 * out_size // common_num))
 
 
 def check_link(call: str, model: Link, path: str, link: Linear) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from chainer_shared_patch.blocks import count_orders
 from chainer_shared_patch.convert.calibrate import (
     Batches,
     find_arrays,
@@ -28,7 +29,10 @@ import numpy
 
 
 def check_fold(model: Link, layers: list[Layer], fold: Any) -> dict[str, str]:
-    """Returns the paths of the layers before, by those of the layers."""
+    """Returns the paths of the layers before, by those of the layers.
+
+    All of them have one order, unless more are asked for, which is refused.
+    """
     if fold is None:
         return {}
     if not isinstance(fold, Mapping) or not all(
@@ -43,15 +47,15 @@ def check_fold(model: Link, layers: list[Layer], fold: Any) -> dict[str, str]:
         for path, target in name_links('fold', fold, model).items()
     }
     links = dict(model.namedlinks())
-    orders = {layer.path: layer.order for layer in layers}
+    shared = {layer.path: layer for layer in layers}
     targets = list(folded_into.values())
     for path, target in folded_into.items():
         refusal = f'share(): cannot fold {path} into {target}: '
         if path == target:
             raise ValueError(refusal + 'they are the same layer')
-        if path not in orders:
+        if path not in shared:
             raise ValueError(refusal + f'{path} is not being shared')
-        if orders[path] is None:
+        if shared[path].order is None:
             raise ValueError(
                 refusal + f'{path} is contiguous, so it has no order'
             )
@@ -65,6 +69,15 @@ def check_fold(model: Link, layers: list[Layer], fold: Any) -> dict[str, str]:
             raise ValueError(
                 refusal + f'{target} can take over only one order'
             )
+        for each in (path, target):
+            orders = count_orders(getattr(links[each], 'order', None))
+            if each in shared:
+                orders = shared[each].orders = shared[each].orders or 1
+            if orders > 1:
+                raise ValueError(
+                    refusal + f'{each} has {orders} orders, but both may have '
+                    'only one'
+                )
         in_size = links[path].W.shape[1]
         if before.out_size != in_size:
             raise ValueError(
@@ -153,7 +166,7 @@ def _take(array: Any, indices: Any, n_batch_axes: int) -> Any:
 def _find_floats(outputs: Any) -> Iterator[numpy.ndarray]:
     for array in find_arrays(outputs):
         if array.dtype.kind == 'f':
-            yield to_cpu(array)
+            yield to_cpu(chainer.as_array(array))
 
 
 def _are_same(a: numpy.ndarray, b: numpy.ndarray) -> bool:

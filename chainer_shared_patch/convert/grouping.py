@@ -161,92 +161,90 @@ def _exchange(
     # columns and t that of its weights.
     size = len(dots)
     members = numpy.arange(size).reshape(-1, common_num)
-    k = len(members)
+    changed = numpy.arange(len(members))
+    group = changed.repeat(common_num)
     norms = dots.diagonal()
     least = 1e-6 * common_num * (norms / e).mean()  # above rounding errors
-    group, sums, value = _sum_groups(dots, e, members)
+    sums, value = _sum_groups(dots, e, members)
+    one_sided = numpy.empty_like(dots)
     # In large groups, one exchange makes little difference to the next.
     at_most = limit = max(1, common_num // 8)
     for _ in range(1000):
-        gain = _compute_gains(dots, e, members, group, sums)
+        _compute_gains(one_sided, dots, e, members, sums, changed)
+        gain = one_sided.T.copy()
+        gain += one_sided
         best = gain.max(axis=1)
         candidates = numpy.argsort(-best, kind='stable')
         candidates = candidates[best[candidates] > least]
         if not len(candidates):
             break
         while True:
-            changed = group.copy()
-            left = numpy.full(k, limit)
+            after = group.copy()
+            left = numpy.full(len(members), limit)
             blocked = numpy.zeros(size, dots.dtype)
             for i in candidates:
                 j = (gain[i] + blocked if limit > 1 else gain[i]).argmax()
                 if blocked[i] or blocked[j] or gain[i, j] <= least:
                     continue
-                changed[[i, j]] = pair = group[[j, i]]
+                after[[i, j]] = pair = group[[j, i]]
                 blocked[[i, j]] = -numpy.inf
                 left[pair] -= 1
                 for full in pair[left[pair] == 0]:
                     blocked[members[full]] = -numpy.inf
-            exchanged = numpy.argsort(changed, kind='stable').reshape(k, -1)
-            after = _sum_groups(dots, e, exchanged)
-            if limit == 1 or after[2] > value:
+            exchanged = numpy.argsort(after, kind='stable')
+            exchanged = exchanged.reshape(members.shape)
+            changed = numpy.unique(after[after != group])
+            sums_after, value_after = _sum_groups(dots, e, exchanged[changed])
+            gained = value_after.sum(dtype='d') - value[changed].sum(dtype='d')
+            if limit == 1 or gained > 0:
                 break
             limit //= 2
-        members, (group, sums, value) = exchanged, after
+        members, group = exchanged, after
+        sums[changed], value[changed] = sums_after, value_after
         limit = min(2 * limit, at_most)
     return members
 
 
 def _sum_groups(
     dots: numpy.ndarray, e: numpy.ndarray, members: numpy.ndarray
-) -> tuple[numpy.ndarray, numpy.ndarray, float]:
-    """Returns each column's group and <e_i w_i, s_c>, and the total value."""
-    size = len(dots)
-    each = numpy.arange(size)
-    group = numpy.empty(size, int)
-    group[members] = numpy.arange(len(members))[:, None]
-    is_in = numpy.zeros((size, len(members)), dots.dtype)
-    is_in[each, group] = 1
-    sums = dots @ is_in
-    s2 = sums[each, group][members].sum(axis=1)
-    return group, sums, (s2 / e[members].sum(axis=1)).sum(dtype='d')
+) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Returns <s_c, e_i w_i> for all columns, and the value, of each group."""
+    each = numpy.arange(len(members))[:, None]
+    is_in = numpy.zeros((len(members), len(dots)), dots.dtype)
+    is_in[each, members] = 1
+    sums = is_in @ dots
+    s2 = sums[each, members].sum(axis=1)
+    return sums, s2 / e[members].sum(axis=1)
 
 
 def _compute_gains(
+    gains: numpy.ndarray,
     dots: numpy.ndarray,
     e: numpy.ndarray,
     members: numpy.ndarray,
-    group: numpy.ndarray,
     sums: numpy.ndarray,
-) -> numpy.ndarray:
-    """Returns how much larger the value is if i and j change places."""
+    changed: numpy.ndarray,
+) -> None:
+    """Sets how much larger the value of i's group is if j replaces i."""
     norms = dots.diagonal()
-    own = sums[numpy.arange(len(dots)), group]
-    s2 = own[members].sum(axis=1)
-    t = e[members].sum(axis=1)
-    value = (s2 / t)[group]
+    own = numpy.take_along_axis(sums, members, axis=1)
+    s2 = own.sum(axis=1)[:, None, None]
+    t = e[members].sum(axis=1)[:, None, None]
     # Without i, and before what replaces it comes.
-    s2_rest = s2[group] - 2 * own + norms
-    t_rest = t[group] - e
-    by_group = numpy.ascontiguousarray(sums.T)
-    gains = numpy.empty_like(dots)
-    # As much at a time as the processor's cache holds.
-    for first in range(0, len(dots), 64):
-        i = slice(first, first + 64)
-        column = i, None
-        gain = by_group[group[i]] - dots[i]
+    s2_rest = s2 + (norms[members] - 2 * own)[:, :, None]
+    t_rest = t - e[members][:, :, None]
+    # As many rows at a time as the processor's cache holds.
+    at_once = max(1, 64 // members.shape[1])
+    for first in range(0, len(changed), at_once):
+        groups = changed[first : first + at_once]
+        i = members[groups]
+        gain = sums[groups, None] - dots[i]
         gain *= 2
-        gain += s2_rest[column] + norms
-        gain /= t_rest[column] + e
-        other = sums[i].take(group, axis=1) - dots[i]
-        other *= 2
-        other += s2_rest + norms[column]
-        other /= t_rest + e[column]
-        gain += other
-        gain -= value[column] + value
-        gain[group[column] == group] = 0
+        gain += s2_rest[groups] + norms
+        gain /= t_rest[groups] + e
+        gain -= s2[groups] / t[groups]
         gains[i] = gain
-    return gains
+    gains[members[:, :, None], members[:, None]] = 0
 
 
 def average_columns(
@@ -258,17 +256,21 @@ def average_columns(
     """Returns the means of the columns that share, and the error of these."""
     if order is None:
         order = numpy.arange(W.shape[1])
-    weights = weights[order].reshape(common_num, -1)
-    weights = weights / weights.sum(axis=0)
-    narrow = numpy.empty((len(W), weights.shape[1]), W.dtype)
+    orders = numpy.atleast_2d(order)
+    narrow = numpy.empty((len(W), W.shape[1] // common_num), W.dtype)
     squares = error = 0.0
-    for first in range(0, len(W), _ROWS):
-        rows = slice(first, first + _ROWS)
-        blocks = W[rows][:, order].astype('d')
-        blocks = blocks.reshape(len(blocks), common_num, -1)
-        means = numpy.einsum('bnk,nk->bk', blocks, weights)
-        narrow[rows] = means
-        squares += numpy.einsum('bnk,bnk', blocks, blocks)
-        blocks -= means[:, None]
-        error += numpy.einsum('bnk,bnk', blocks, blocks)
+    for each, wide, means in zip(
+        orders, *(numpy.array_split(a, len(orders)) for a in (W, narrow))
+    ):
+        shares = weights[each].reshape(common_num, -1)
+        shares = shares / shares.sum(axis=0)
+        for first in range(0, len(wide), _ROWS):
+            rows = slice(first, first + _ROWS)
+            blocks = wide[rows][:, each].astype('d')
+            blocks = blocks.reshape(len(blocks), common_num, -1)
+            mean = numpy.einsum('bnk,nk->bk', blocks, shares)
+            means[rows] = mean
+            squares += numpy.einsum('bnk,bnk', blocks, blocks)
+            blocks -= mean[:, None]
+            error += numpy.einsum('bnk,bnk', blocks, blocks)
     return narrow, float(numpy.sqrt(error / (squares or 1)))

@@ -14,6 +14,7 @@ class SharedLayer(NamedTuple):
     Attributes:
         path (str): The layer's path in the model.
         common_num (int): The number of blocks that share its weight.
+        orders (int): The number of orders of its inputs.
         size (int): The number of elements of its parameters.
         dense_size (int): The same, before it was shared.
         weight_error (float): The Frobenius norm of the difference between
@@ -40,6 +41,7 @@ class SharedLayer(NamedTuple):
 
     path: str
     common_num: int
+    orders: int
     size: int
     dense_size: int
     weight_error: float
@@ -57,6 +59,11 @@ class ShareReport(NamedTuple):
             state was reset.
         passed_over (tuple of str): The paths of links of subclasses of
             ``chainer.links.Linear``, which stay as they are.
+        tuned (tuple of float): The error of the model's outputs for the
+            calibration inputs, before ``tune_steps`` and after. It is the root
+            mean square of the errors of the arrays, each relative to the root
+            mean square of its elements before the model was shared. ``None``
+            without ``tune_steps``.
 
     .. admonition:: Example
 
@@ -76,6 +83,7 @@ class ShareReport(NamedTuple):
     layers: tuple[SharedLayer, ...]
     restarted: tuple[str, ...]
     passed_over: tuple[str, ...] = ()
+    tuned: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         return '\n'.join([self._tabulate('simple'), *self._make_notes()])
@@ -92,6 +100,12 @@ class ShareReport(NamedTuple):
         if self.passed_over:
             paths = ', '.join(self.passed_over)
             notes.append(f'Of a subclass of Linear, and not shared: {paths}.')
+        if self.tuned:
+            before, after = self.tuned
+            notes.append(
+                'Tuning brought the error of the outputs from '
+                f'{before:.2%} to {after:.2%}.'
+            )
         return notes
 
     def _tabulate(self, style: str) -> str:
@@ -101,9 +115,11 @@ class ShareReport(NamedTuple):
         layers = self.layers
         sizes = [each.size for each in layers]
         dense_sizes = [each.dense_size for each in layers]
+        numbers = [each.orders for each in layers]
         columns: dict[str, list[Any]] = {
             'layer': [each.path for each in layers],
             'common_num': [each.common_num for each in layers],
+            'orders': numbers if max(numbers, default=1) > 1 else [],
             'parameters': [f'{size:,}' for size in sizes],
             'parameters before': [f'{size:,}' for size in dense_sizes],
             'weight error': percent(each.weight_error for each in layers),
