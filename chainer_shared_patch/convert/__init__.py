@@ -15,6 +15,7 @@ from chainer_shared_patch.convert.calibrate import (
 from chainer_shared_patch.convert.choose import (
     Layer,
     LayerOrder,
+    check_integer,
     check_link,
     choose_layers,
     choose_orders,
@@ -73,14 +74,17 @@ def share(
     similar columns of ``W``: starting from contiguous blocks, it exchanges
     pairs of columns as long as that brings columns closer to the means of
     their groups. This is weighted k-means with clusters of equal size; see
-    :func:`chainer_shared_patch.convert.grouping.group_columns`.
+    :func:`chainer_shared_patch.convert.grouping.group_columns`. With several
+    ``orders``, the outputs are cut into as many slices, and each slice of the
+    rows of ``W`` is grouped anew, so that fewer inputs share for all outputs.
 
     With calibration inputs, each column is weighted by the mean square of its
     input. Then, layer by layer in the order of their execution, ``W`` and the
     bias are refitted by ridge regression (Hoerl and Kennard, "Ridge
     regression: Biased estimation for nonorthogonal problems", 1970), so that
     from the inputs that the layer receives now it reproduces the outputs that
-    it gave before.
+    it gave before. With ``tune_steps``, all of them are then trained together,
+    without labels, to reproduce the outputs of the model.
 
     Args:
         model (chainer.Link): The model, a chain. It is changed in place. A
@@ -105,16 +109,32 @@ def share(
             as the ``order`` of :class:`SharedLinear`; or a dict that maps
             links or paths to these. A layer that no path matches is
             ``'grouped'``.
+        orders (int or dict): The number of orders for the layers that are
+            ``'grouped'``, or a dict that maps links or paths to numbers. More
+            orders lose less, but each takes ``in_size`` integers and the time
+            of another sum of the inputs. There are at most as many as outputs.
+            By default there are 4; 20 with a ``common_num`` of 50 or more; 16
+            in Chainer's recurrent links, such as ``chainer.links.LSTM``; but
+            no more than would take as much memory as ``W``, and one in the
+            layers of ``fold``.
         fold (dict): Pairs of links or paths such as ``{'/l2': '/l1'}``: the
             outputs of ``l1`` are reordered instead of the inputs of ``l2``, so
             that the order takes no time when the model runs. Between the
             linear layer ``l1`` and the shared layer ``l2`` there must be
             nothing but elementwise functions (BatchNormalization is not one),
-            and nothing else may use the outputs of ``l1``. With calibration
+            nothing else may use the outputs of ``l1``, and neither of them may
+            have several orders. With calibration
             inputs, ``share`` checks that folding does not change the outputs
             of the model.
         add_bias (bool): If ``True``, refitting may add a bias to a layer
             that has none.
+        tune_steps (int): How many steps of Adam, from 0.001 falling linearly
+            to 0, minimize the squared error of the model's outputs, each array
+            relative to its mean square. This trains the weights and biases of
+            the shared layers only, in test mode, on a batch a step. A batch
+            that is a single array is cut into some of about a hundred
+            examples, unless a link is recurrent. A few hundred steps, or a
+            thousand with some thousand examples, are worth their time.
 
     Returns:
         ShareReport: The layers and what they lose. It prints as a table.
@@ -132,8 +152,11 @@ def share(
             repeated, or returns arrays of other shapes once it is shared; if
             weights, inputs or outputs are not
             finite or, once refitted, exceed the range of their dtype; if an
-            order cannot be folded; or if ``add_bias`` is set without
-            ``inputs``.
+            order cannot be folded; if ``orders`` is not an integer of at
+            least 1, or names a layer that is not to be grouped; if
+            ``tune_steps`` is not an integer of at least 0, or the model
+            returns no variables to tune it by; or if ``add_bias`` or
+            ``tune_steps`` is set without ``inputs``.
 
     .. admonition:: Example
 
@@ -152,14 +175,16 @@ def share(
 
     """
     check_model('share', model)
-    layers, passed_over = choose_layers(
-        model, common_num, order, orders
-    )
+    layers, passed_over = choose_layers(model, common_num, order, orders)
     folded_into = check_fold(model, layers, fold)
     batches = check_inputs(inputs)
-    if add_bias and not batches:
-        raise ValueError('share(): add_bias has no effect without inputs')
-    calibration = None
+    tune_steps = check_integer(tune_steps, 'share(): tune_steps', 0)
+    for setting, value in (('add_bias', add_bias), ('tune_steps', tune_steps)):
+        if value and not batches:
+            raise ValueError(
+                f'share(): {setting} has no effect without inputs'
+            )
+    calibration = tuned = None
     if tune_steps:
         batches = split_batches(model, batches)
     if batches:
@@ -176,9 +201,10 @@ def share(
                 )
         if calibration is not None:
             calibration.rerun({})
-            if tune_steps:
+            if tune_steps and rows:
                 paths = [row.path for row in rows]
-                tune(model, paths, batches, calibration.outputs, tune_steps)
+                outputs = calibration.outputs
+                tuned = tune(model, paths, batches, outputs, tune_steps)
         for path, target in folded_into.items():
             fold_order(changes, path, target, batches)
     if calibration is not None:
@@ -189,6 +215,7 @@ def share(
         ),
         tuple(changes.restarted),
         passed_over,
+        tuned,
     )
 
 
@@ -201,7 +228,7 @@ def _share_layer(
     """Replaces a layer by a shared one."""
     link, n, order = layer.link, layer.common_num, layer.order
     W = to_cpu(link.W.array)
-    orders = layer.orders or choose_orders(changes.model, layer)
+    orders = layer.orders or choose_orders(changes.model, link, n)
     weights = numpy.ones(W.shape[1])
     if numpy.any(layer.squares):
         # A little more, for inputs that are zero in these few examples.
