@@ -77,7 +77,7 @@ benchmark: $(VENV)/installed-plot,onnx
 	PYTHONPATH=scripts $(VENV)/bin/python -m measure.benchmark \
 	    --dataset="$$DATASET" --out="$${OUT:-result-benchmark}" $(ARGS)
 
-compare: $(VENV)/installed-plot,onnx
+compare: $(VENV)/installed-onnx
 	PYTHONPATH=scripts $(VENV)/bin/python -m measure.compare \
 	    --dataset="$$DATASET" --out="$${OUT:-result-compare}" $(ARGS)
 

@@ -62,13 +62,13 @@ def read_points():
     for row in read_table('A trained network, converted'):
         kind, _, chosen = row['network'].partition(', ')
         if kind == 'shared':
-            kind = {'': 'one order', '4': 'shared'}.get(row['orders'])
+            kind = {'1': 'one order', '4': 'shared'}.get(row['orders'])
         if kind in points and chosen != 'planned, tuned':
             add(kind, row, 'trained', size)
         size += kind == 'smaller'  # the last one of a size
     for row in read_table('The budgets of HashedNets'):
         name = row['network'], row['orders']
-        if name == ('HashedNets, reported', ''):
+        if name == ('HashedNets on MNIST, as reported', ''):
             add('hashed', row, 'trained', row['bytes'])
         elif name in SMALL:
             add('small', row, '20 epochs', row['bytes'])

@@ -34,9 +34,10 @@ def test_smallest_comparison(tmp_path, small, monkeypatch, capsys):
     records = [
         json.loads(path.read_text()) for path in tmp_path.glob('runs/*.json')
     ]
-    # Dense and smaller; shared; with a plan, with 1 and 4 orders and tuned;
-    # low-rank, also with the best split. Of the text dense, shared, low-rank.
-    assert len(records) == 2 + 1 + 3 + 2 + 3
+    # Dense and smaller; shared; by a plan, with 1, 4 and the default orders,
+    # and tuned; low-rank, also with the best split. For the text, the dense
+    # network, a shared one and one of low rank.
+    assert len(records) == 2 + 1 + 4 + 2 + 3
     _, table, texts = capsys.readouterr().out.split('\n## ')
     for record in records:
         run = record['run']
@@ -48,7 +49,7 @@ def test_smallest_comparison(tmp_path, small, monkeypatch, capsys):
     # The rest is only read.
     compare.main()
     output = capsys.readouterr().out
-    assert '8 of 8 runs' in output and '3 of 3 runs' in output
+    assert '9 of 9 runs' in output and '3 of 3 runs' in output
 
 
 def test_text_needs_a_file(monkeypatch, capsys):
@@ -96,7 +97,8 @@ def test_budgets_of_hashednets():
         elif '784-1000-10, dense' not in labels['network']:
             for run in runs.values():
                 assert Network(run)  # its common_num fits
-                assert run.count_parameters() <= allowed
+                number = run.max_parameters or run.count_parameters()
+                assert number <= allowed
     assert allowed == 795_010 // 64
 
 
@@ -129,10 +131,14 @@ def test_plan_within_its_parameters(random):
     for start in ('shared', 'SVD'):
         run = Run(SMALL, max_parameters=3_000, start=start)
         model = Network(run)
-        common_num, rank = networks.convert(model, run, images)
-        chosen = Run(SMALL, tuple(common_num), tuple(rank))
-        assert model.count_params() == chosen.count_parameters() <= 3_000
-        assert any(rank) == (start == 'SVD')
+        networks.convert(model, run, images)
+        assert model.count_params() <= 3_000
+        layers = [training.describe(layer) for layer in model.layers]
+        for key in ('common_num', 'rank'):
+            values = tuple(layer[key] for layer in layers)
+            run = run._replace(**{key: values})
+        assert model.count_params() == run.count_parameters()
+        assert any(run.rank) == (start == 'SVD')
 
 
 @pytest.mark.parametrize(
@@ -207,7 +213,7 @@ def test_best_split_of_ranks(random):
             for other in within
         )
     ]
-    chosen = svd.choose_ranks(list(dense.children()), x, 60)
+    chosen = svd.choose_ranks(dense.layers, x, 60)
     assert chosen in within.values()
     least = min(map(measure_loss, used_up))
     assert measure_loss(chosen) <= least * (1 + 1e-4)

@@ -26,7 +26,7 @@ class Run(NamedTuple):
     rank: tuple[int, ...] = (0, 0, 0)  # of each layer; 0 has a single weight
     max_parameters: int | None = None  # within which n or ranks are chosen
     order: str = 'contiguous'  # of a layer that is trained from scratch
-    orders: int = 1  # of each layer
+    orders: int | None = 1  # of each layer; None has as many as share takes
     start: str | None = None  # how a trained dense network is converted
     tune_steps: int = 0  # before there are labels
     dense_epochs: int | None = None  # how long that is trained
@@ -67,8 +67,8 @@ class Run(NamedTuple):
                 words.append(f'l{i} shared by {n}')
             if rank:
                 words.append(f'l{i} of rank {rank}')
-        if self.orders > 1:
-            words.append(f'{self.orders} orders')
+        if self.orders != 1:
+            words.append(f'{self.orders or "default"} orders')
         return ', '.join(words)
 
 
@@ -117,6 +117,7 @@ class Network(chainer.Chain):
         super().__init__()
         self.depth = len(run.sizes) - 1
         self.dropout = run.dropout
+        orders = numpy.broadcast_to(run.orders, self.depth)
         for i, (in_size, out_size, n, rank) in enumerate(run.layers, 1):
             if rank:
                 link = chainer.Sequential(
@@ -124,8 +125,8 @@ class Network(chainer.Chain):
                     L.Linear(rank, out_size),
                 )
             elif n > 1:
-                orders = min(run.orders, out_size)
-                order = make_order(run.order, in_size, orders, run.seed)
+                number = min(orders[i - 1], out_size)
+                order = make_order(run.order, in_size, number, run.seed)
                 link = chainer_shared_patch.SharedLinear(
                     in_size, out_size, common_num=n, order=order
                 )
@@ -133,18 +134,19 @@ class Network(chainer.Chain):
                 link = L.Linear(in_size, out_size)
             self.add_link(f'l{i}', link)
 
+    @property
+    def layers(self):
+        return [self[f'l{i}'] for i in range(1, self.depth + 1)]
+
     def forward(self, x):
-        for i in range(1, self.depth):
-            x = F.relu(self[f'l{i}'](x))
-            x = F.dropout(x, self.dropout)
-        return self[f'l{self.depth}'](x)
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = F.dropout(F.relu(layer(x)), self.dropout)
+        return last(x)
 
 
 def convert(model, run, images):
-    """Shares or factorizes layers of a trained dense network.
-
-    Returns n and the rank of each layer.
-    """
+    """Shares or factorizes layers of a trained dense network."""
     paths = [f'/l{i}' for i in range(1, len(run.sizes))]
     size = TUNING_SIZE if run.tune_steps else CALIBRATION_SIZE
     inputs = images[:size]
@@ -152,26 +154,27 @@ def convert(model, run, images):
         ranks = run.rank
         if run.max_parameters:
             budget = run.max_parameters - sum(run.sizes[1:])
-            ranks = choose_ranks(list(model.children()), inputs, budget)
+            ranks = choose_ranks(model.layers, inputs, budget)
         chosen = {path: rank for path, rank in zip(paths, ranks) if rank}
         convert_to_low_rank(model, chosen, inputs)
-        return run.common_num, ranks
+        return
     common_num = {path: n for path, n in zip(paths, run.common_num) if n > 1}
+    orders = run.orders
     if run.max_parameters:
-        common_num = chainer_shared_patch.plan(
+        plan = chainer_shared_patch.plan(
             model,
             images[:CALIBRATION_SIZE],
             max_parameters=run.max_parameters,
-            orders=run.orders,
-        ).common_num
+            orders=orders,
+        )
+        common_num, orders = plan.common_num, plan.orders
     chainer_shared_patch.share(
         model,
         common_num,
         inputs=inputs,
-        orders=run.orders,
+        orders=orders,
         tune_steps=run.tune_steps,
     )
-    return [common_num.get(path, 1) for path in paths], run.rank
 
 
 def fold_mean(layer, mean):
@@ -215,12 +218,12 @@ def train(run, dataset, dense):
     It starts from the file of a dense network if the run says so.
     """
     (images, labels), (test_images, test_labels), _ = read(dataset)
-    record = {'common_num': run.common_num, 'rank': run.rank}
+    record = {}
     if run.start:
         model = Network(run.dense)
         model.dropout = run.dropout
         chainer.serializers.load_npz(dense, model)
-        record['common_num'], record['rank'] = convert(model, run, images)
+        convert(model, run, images)
         record['at once'] = evaluate(model, test_images, test_labels)
         mean = images.mean(axis=0)
         fold_mean(model.l1, mean)

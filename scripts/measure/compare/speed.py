@@ -72,13 +72,12 @@ def measure_speed(runs, records, dataset, rounds, repeats):
     """
     networks = {}
     for run in runs:
-        common_num, rank = (
-            records[run][key] for key in ('common_num', 'rank')
-        )
+        sizes = {
+            key: [layer[key] for layer in records[run]['layers']]
+            for key in ('common_num', 'rank', 'orders')
+        }
         # Other orders of the inputs take as long.
-        networks[run] = Network(
-            run._replace(common_num=common_num, rank=rank, order='random')
-        )
+        networks[run] = Network(run._replace(**sizes, order='random'))
     (images, labels), _, _ = read(dataset)
     seconds = measure_training(networks, images, labels, rounds, repeats)
     columns = {

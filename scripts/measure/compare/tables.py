@@ -15,8 +15,12 @@ def summarize(run, records, key):
 
 def describe_layers(record):
     """Returns n or the rank of each layer, in words."""
-    layers = zip(record['common_num'], record['rank'])
-    return ', '.join(f'rank {rank}' if rank else str(n) for n, rank in layers)
+    return ', '.join(
+        'rank {rank}'.format(**layer)
+        if layer['rank']
+        else str(layer['common_num'])
+        for layer in record['layers']
+    )
 
 
 def make_table(rows, records, seeds, speed):
@@ -28,7 +32,8 @@ def make_table(rows, records, seeds, speed):
             # A plan may differ from seed to seed.
             layers = dict.fromkeys(map(describe_layers, found))
             line['n of the layers'] = '; '.join(layers)
-            line['orders'] = run.orders if run.orders > 1 else ''
+            if run.start == 'shared':
+                line['orders'] = run.orders or 'default'
             for size in ('parameters', 'bytes'):
                 line[size] = f'{max(each[size] for each in found):,}'
             if run.start:

@@ -61,6 +61,10 @@ class LSTM(chainer.Chain):
             self.lstm = L.LSTM(UNITS, UNITS)
             self.output = L.Linear(UNITS, n_characters)
 
+    @property
+    def layers(self):
+        return [self.lstm.lateral]
+
     def forward(self, x):
         """Returns the outputs after each character of a batch of texts."""
         self.lstm.reset_state()
@@ -106,7 +110,7 @@ def train(run, path, dense):
     """Returns a trained network and its record, as networks.train does."""
     text, test, _ = read(path)
     model = LSTM(max(text.max(), test.max()) + 1)
-    record = {'common_num': [run.common_num], 'rank': [run.rank]}
+    record = {}
     if run.start:
         chainer.serializers.load_npz(dense, model)
         inputs = draw(text)[:, :-1]

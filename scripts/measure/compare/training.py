@@ -29,12 +29,23 @@ def count_bytes(model):
     return sum(array.nbytes for array in arrays)
 
 
+def describe(layer):
+    """Returns n, the rank and the number of orders of a layer."""
+    if isinstance(layer, chainer.Sequential):
+        return {'common_num': 1, 'rank': layer[0].out_size, 'orders': 1}
+    n = getattr(layer, 'common_num', 1)
+    order = getattr(layer, 'order', None)
+    orders = 1 if order is None or order.ndim == 1 else len(order)
+    return {'common_num': n, 'rank': 0, 'orders': orders}
+
+
 def compute(train, run, data, path, dense):
     """Trains a network and writes the results; returns them."""
     numpy.random.seed(run.seed)
     model, record = train(run, data, dense)
     record['parameters'] = model.count_params()
     record['bytes'] = count_bytes(model)
+    record['layers'] = [describe(layer) for layer in model.layers]
     if not run.start:
         # Other runs may start from it.
         chainer.serializers.save_npz(path.with_suffix('.npz'), model)
