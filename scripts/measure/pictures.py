@@ -46,33 +46,32 @@ def read_table(heading):
 
 
 def read_points():
-    """Returns (bytes, accuracy, standard deviation) of each kind.
+    """Returns (bytes, accuracy as it is written) of each kind of network.
 
     Where n or the ranks were also chosen within a number of parameters, that
     network is shown.
     """
     points = {kind: {} for kind in KINDS}
-
-    def add(kind, row, column, size):
-        mean, _, spread = row[column].partition(' ± ')
-        bytes_ = int(row['bytes'].replace(',', ''))
-        points[kind][size] = bytes_, float(mean), float(spread or 0)
-
     size = 0
     for row in read_table('A trained network, converted'):
-        kind, _, chosen = row['network'].partition(', ')
+        kind, _, choice = row['network'].partition(', ')
         if kind == 'shared':
             kind = {'1': 'one order', '4': 'shared'}.get(row['orders'])
-        if kind in points and chosen != 'planned, tuned':
-            add(kind, row, 'trained', size)
+        if kind in points and choice != 'planned, tuned':
+            points[kind][size] = row['bytes'], row['trained']
         size += kind == 'smaller'  # the last one of a size
     for row in read_table('The budgets of HashedNets'):
-        name = row['network'], row['orders']
-        if name == ('HashedNets on MNIST, as reported', ''):
-            add('hashed', row, 'trained', row['bytes'])
-        elif name in SMALL:
-            add('small', row, '20 epochs', row['bytes'])
-    return {kind: sorted(points[kind].values()) for kind in KINDS}
+        if row['network'] == 'HashedNets on MNIST, as reported':
+            points['hashed'][row['bytes']] = row['bytes'], row['trained']
+        elif (row['network'], row['orders']) in SMALL:
+            points['small'][row['bytes']] = row['bytes'], row['20 epochs']
+    return {kind: list(points[kind].values()) for kind in KINDS}
+
+
+def read_accuracy(text):
+    """Returns mean and standard deviation."""
+    mean, _, spread = text.partition(' ± ')
+    return float(mean), float(spread or 0)
 
 
 def draw_accuracy():
@@ -81,7 +80,12 @@ def draw_accuracy():
     axes = figure.subplots()
     for kind, points in read_points().items():
         label, color, marker = KINDS[kind]
-        sizes, accuracy, spread = zip(*points)
+        sizes, accuracy, spread = zip(
+            *(
+                (int(size.replace(',', '')), *read_accuracy(accuracy))
+                for size, accuracy in points
+            )
+        )
         axes.errorbar(
             sizes,
             accuracy,
@@ -164,8 +168,7 @@ def describe_points():
     """Returns the figures of accuracy.svg, in words."""
     words = []
     for kind, points in read_points().items():
-        figures = [f'{n:,} {mean:.2f} ± {std:.2f}' for n, mean, std in points]
-        words.append(f'{KINDS[kind][0]}: {", ".join(figures)}')
+        words.append(f'{KINDS[kind][0]}: {", ".join(map(" ".join, points))}')
     return '; '.join(words)
 
 
