@@ -171,9 +171,11 @@ def share(
         with tqdm(layers, 'share', leave=False, disable=None) as progress:
             for layer in progress:
                 progress.set_postfix_str(layer.path)
-                rows.append(
-                    _share_layer(changes, layer, calibration, add_bias)
-                )
+                shared, row = make_shared(model, layer, calibration, add_bias)
+                changes.replace(layer.path, layer.link, shared)
+                if calibration is not None:
+                    calibration.shared_last = layer.path
+                rows.append(row)
         if calibration is not None:
             calibration.rerun({})
             if tune_steps:
@@ -192,16 +194,16 @@ def share(
     )
 
 
-def _share_layer(
-    changes: Changes,
+def make_shared(
+    model: Link,
     layer: Layer,
     calibration: Calibration | None,
-    add_bias: bool,
-) -> SharedLayer:
-    """Replaces a layer by a shared one."""
+    add_bias: bool = False,
+) -> tuple[SharedLinear, SharedLayer]:
+    """Returns what is to replace a layer, and a row of the report."""
     link, n, order = layer.link, layer.common_num, layer.order
     W = to_cpu(link.W.array)
-    orders = layer.orders or choose_orders(changes.model, layer)
+    orders = layer.orders or choose_orders(model, layer)
     weights = numpy.ones(W.shape[1])
     if numpy.any(layer.squares):
         # A little more, for inputs that are zero in these few examples.
@@ -220,14 +222,12 @@ def _share_layer(
         narrow, bias, output_error = calibration.refit(
             layer, order, narrow, has_bias
         )
-        calibration.shared_last = layer.path
     shared = SharedLinear.from_params(
         narrow, bias, nobias=bias is None, common_num=n, order=order
     )
     if bias is None:
         keep_bias(link, shared)
-    changes.replace(layer.path, link, shared)
-    return SharedLayer(
+    return shared, SharedLayer(
         layer.path,
         n,
         orders,
