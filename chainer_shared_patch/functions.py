@@ -257,16 +257,16 @@ class SlicedProduct(FunctionNode):
         if self.wanted == 'y':
             result = y = xp.empty((len(x), out_size), dtype)
             for s, c in zip(slices, columns):
-                y[:, s] = x[:, c].dot(W[s].T)
+                xp.matmul(x[:, c], W[s].T, out=y[:, s])
         elif self.wanted == 'x':
             # Transposed, because that is what tile_blocks gathers from.
             result = xp.empty((self.orders * k, len(y)), dtype).T
             for s, c in zip(slices, columns):
-                result.T[c] = W[s].T.dot(y[:, s].T)
+                xp.matmul(W[s].T, y[:, s].T, out=result.T[c])
         else:
             result = xp.empty((out_size, k), dtype)
             for s, c in zip(slices, columns):
-                result[s] = y[:, s].T.dot(x[:, c])
+                xp.matmul(y[:, s].T, x[:, c], out=result[s])
         return (result,)
 
     def backward(

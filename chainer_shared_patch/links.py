@@ -22,8 +22,7 @@ import numpy
 
 Initializer = Union[InitializerSpec, NdArray, float]
 Permutation = Union[
-    Sequence[SupportsIndex],
-    Sequence[Sequence[SupportsIndex]],
+    Sequence[Union[SupportsIndex, Sequence[SupportsIndex]]],
     numpy.ndarray,
     Variable,
 ]

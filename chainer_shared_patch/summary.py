@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Union
 
 from chainer_shared_patch.config import check_model
 from chainer_shared_patch.functions import SharedLinearFunction
+from chainer_shared_patch.links import SharedLinear
 from chainer_shared_patch.trial import trial
 import chainer
 from chainer.function_node import FunctionNode
@@ -92,6 +93,9 @@ class Summary(NamedTuple):
         nbytes (int): The size of all parameters in bytes.
         dense_nbytes (int): The same if no blocks shared a weight.
         multiply_adds (int): The sum of the rows' multiply-adds.
+        order_integers (int): The number of integers in the orders of all
+            :class:`SharedLinear`. Parameters do not include them.
+        order_nbytes (int): The size of these in bytes.
 
     .. admonition:: Example
 
@@ -111,6 +115,8 @@ class Summary(NamedTuple):
     nbytes: int
     dense_nbytes: int
     multiply_adds: int
+    order_integers: int = 0
+    order_nbytes: int = 0
 
     def __repr__(self) -> str:
         header, *table = self._make_table()
@@ -132,7 +138,8 @@ class Summary(NamedTuple):
             colalign=_align(header),
             disable_numparse=True,
         )
-        return f'{text}\n<p>{self._describe_size()}</p>'
+        size = self._describe_size().replace('\n', '<br>')
+        return f'{text}\n<p>{size}</p>'
 
     def _is_shared(self) -> bool:
         return any(row.common_num > 1 for row in self.rows)
@@ -141,6 +148,11 @@ class Summary(NamedTuple):
         size = f'Size of the parameters: {self.nbytes:,} bytes'
         if self._is_shared():
             size += f' (dense: {self.dense_nbytes:,} bytes)'
+        if self.order_integers:
+            size += (
+                f'\nSize of the orders: {self.order_nbytes:,} bytes '
+                f'({self.order_integers:,} integers)'
+            )
         return size
 
     def _make_table(self) -> list[Any]:
@@ -342,6 +354,12 @@ class _Calls(chainer.LinkHook):
                         self.multiply_adds[path],
                     )
                 )
+        orders = {
+            id(link.order): link.order
+            for link in self.paths
+            if isinstance(link, SharedLinear)
+            and isinstance(link.order, chainer.get_array_types())
+        }.values()
         return Summary(
             rows,
             sum(array.size for array, _ in arrays.values()),
@@ -349,6 +367,8 @@ class _Calls(chainer.LinkHook):
             sum(array.nbytes for array, _ in arrays.values()),
             sum(n * array.nbytes for array, n in arrays.values()),
             sum(self.multiply_adds.values()),
+            sum(order.size for order in orders),
+            sum(order.nbytes for order in orders),
         )
 
 

@@ -796,10 +796,45 @@ def test_static_graph(random, algorithm, orders):
             numpy.testing.assert_array_equal(a, e, f'step {step}')
 
 
+def test_static_graph_of_another_number_of_orders(random):
+    static = StaticChain(ORDERS['several'][0], 'd')
+    x, weight = random.randn(4, N * K), random.randn(4, 3)
+    for _ in range(2):
+        forward_backward(static, x, weight)
+    static.l1.copyparams(StaticChain(PERMUTATION, 'd').l1)
+    with pytest.raises(ValueError):
+        forward_backward(static, x, weight)
+
+
+@pytest.mark.parametrize('make', [L.LSTM, L.StatefulGRU])
+def test_within_recurrent_links(random, make):
+    with chainer.using_config('dtype', 'd'):
+        shared, dense = make(N * K, N * K), make(N * K, N * K)
+    fill(dense)
+    for child in list(dense.children()):
+        W = random.randn(child.out_size, K)
+        order = [random.permutation(N * K) for _ in range(4)]
+        child.W.array[...] = widen(W, order)
+        link = SharedLinear.from_params(
+            W, child.b, child.b is None, common_num=N, order=order
+        )
+        setattr(shared, child.name, link)
+    x = random.randn(BATCH, N * K)
+    results = []
+    for link in (shared, dense):
+        v = chainer.Variable(x)
+        y = link(link(link(v)) * v)
+        F.sum(y**2).backward()
+        results.append((y.array, v.grad))
+    assert_same(*results)
+
+
 def test_label(random):
     y = make_link(PERMUTATION)(random.randn(BATCH, N * K))
     dump = computational_graph.build_computational_graph([y]).dump()
     assert 'label="SharedLinearFunction (common_num=3)"' in dump
+    y = make_link(ORDERS['several'][0])(random.randn(BATCH, N * K))
+    assert y.creator.label == 'SharedLinearFunction (common_num=3, orders=2)'
 
 
 @pytest.mark.parametrize(

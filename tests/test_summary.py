@@ -67,7 +67,7 @@ class TestArticle:
         parameters, dense = 884_010, 1_694_010
         multiply_adds = 100 * (784_000 + 90_000 + 9_000)
         sizes = (parameters, dense, 4 * parameters, 4 * dense)
-        assert result[1:] == (*sizes, multiply_adds)
+        assert result[1:6] == (*sizes, multiply_adds)
 
     def test_tile_multiplies_with_the_wide_weight(self, algorithm):
         link = SharedLinear(1000, 900, common_num=10)
@@ -84,6 +84,22 @@ def test_a_column_has_one_unit():
     model = chainer.Sequential(L.Linear(1024, 1536), L.Linear(1536, 512))
     text = str(summary(model, (1, 1024)))
     assert '1.573 M' in text and '0.786 M' in text and '2.359 M' in text
+
+
+def test_integers_of_orders():
+    order = [numpy.roll(numpy.arange(300), 7 * i) for i in range(4)]
+    link = SharedLinear(300, 8, common_num=3, order=order)
+    first = SharedLinear(6, 300, common_num=2, order='interleaved')
+    # The copy has the same order.
+    model = chainer.Sequential(
+        first, link, lambda y: F.concat([y] * 38)[:, :300], link.copy()
+    )
+    result = summary(model, (1, 6))
+    assert result.order_integers == 6 + 4 * 300
+    assert result.order_nbytes == 6 + 4 * 300 * 2
+    lines = str(result).split('\n')
+    assert lines[-1] == 'Size of the orders: 2,406 bytes (1,206 integers)'
+    assert '<br>Size of the orders: 2,406 bytes' in result._repr_html_()
 
 
 def test_html():

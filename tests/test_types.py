@@ -57,6 +57,7 @@ def test_integers_and_orders_of_many_types() -> None:
         'interleaved',
         range(4),
         [numpy.int64(2), 0, 1, 3],
+        [[0, 1, 2, 3], range(4)],
         numpy.arange(4),
         chainer.Variable(numpy.arange(4)),
     ]

@@ -85,6 +85,20 @@ def choose_layers(
     )
 
 
+def check_integer(value: Any, setting: str, least: int) -> int:
+    """Returns an integer, or raises an error that names its setting."""
+    if (
+        not isinstance(value, (int, numpy.integer))
+        or isinstance(value, bool)
+        or value < least
+    ):
+        raise ValueError(
+            f'{setting} must be an integer of at least {least}, but it is '
+            f'{value!r}'
+        )
+    return int(value)
+
+
 def name_links(setting: str, values: Any, model: Link) -> dict[str, Any]:
     """Returns a dict whose keys, paths or links, are all paths."""
     named = {}
@@ -129,10 +143,11 @@ def _match(
         if pattern not in paths and not any(
             fnmatchcase(path, pattern) for path in paths
         ):
+            mistake = _explain(links.get(pattern), chosen)
             raise ValueError(
-                f'share(): {setting} names {pattern}, which '
-                f'{_explain(links.get(pattern), chosen)}; the layers to choose from '
-                f'are {", ".join(paths) or "none"}{hint_at_predictor(model)}'
+                f'share(): {setting} names {pattern}, which {mistake}; the '
+                f'layers to choose from are {", ".join(paths) or "none"}'
+                f'{hint_at_predictor(model)}'
             )
     matches = {}
     for path in paths:
@@ -202,16 +217,8 @@ def _find_orders(path: str, link: Any, orders: Any) -> int | None:
     """Returns how many orders a grouped layer is to have, if that is said."""
     if orders is None:
         return None
-    if (
-        not isinstance(orders, (int, numpy.integer))
-        or isinstance(orders, bool)
-        or orders < 1
-    ):
-        raise ValueError(
-            f'share(): orders for {path} must be an integer of at least 1, '
-            f'the number of slices of its outputs, but it is {orders!r}'
-        )
-    return min(int(orders), link.out_size)
+    number = check_integer(orders, f'share(): orders for {path}', 1)
+    return min(number, len(link.W.array))
 
 
 def _find_order(path: str, link: Any, order: Any) -> numpy.ndarray | None:
@@ -226,18 +233,18 @@ def _find_order(path: str, link: Any, order: Any) -> numpy.ndarray | None:
     )
 
 
-def choose_orders(model: Link, layer: Layer) -> int:
-    """Returns how many orders suit a layer that is to be grouped."""
-    # What loses more gains more: in sums of many columns, and where the
-    # outputs are inputs again.
-    orders = 20 if layer.common_num >= 50 else 4
+def choose_orders(model: Link, link: Linear, common_num: int) -> int:
+    """Returns how many orders suit a layer."""
+    orders = 20 if common_num >= 50 else 4
     for parent in model.links():
-        kinds = [kind.__module__ for kind in type(parent).__mro__]
-        if layer.link in parent.children() and any(
-            kind.startswith('chainer.links.rnn') for kind in kinds
+        if link in parent.children() and any(
+            kind.__module__.startswith('chainer.links.rnn')
+            for kind in type(parent).__mro__
         ):
             orders = 16
-    return min(orders, layer.link.out_size)
+    # The integers, of 2 bytes, must not outweigh the floats of W, of 4 bytes.
+    out_size: int = link.W.shape[0]
+    return min(orders, out_size, max(1, 2 * out_size // common_num))
 
 
 def check_link(call: str, model: Link, path: str, link: Linear) -> None:

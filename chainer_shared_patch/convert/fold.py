@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from chainer_shared_patch.blocks import count_orders
 from chainer_shared_patch.convert.calibrate import (
     Batches,
     find_floats,
@@ -30,7 +31,7 @@ import numpy
 def check_fold(model: Link, layers: list[Layer], fold: Any) -> dict[str, str]:
     """Returns the paths of the layers before, by those of the layers.
 
-    A folded layer has one order, unless more are asked for.
+    All of them have one order, unless more are asked for, which is refused.
     """
     if fold is None:
         return {}
@@ -54,17 +55,9 @@ def check_fold(model: Link, layers: list[Layer], fold: Any) -> dict[str, str]:
             raise ValueError(refusal + 'they are the same layer')
         if path not in shared:
             raise ValueError(refusal + f'{path} is not being shared')
-        layer = shared[path]
-        if layer.order is None:
+        if shared[path].order is None:
             raise ValueError(
                 refusal + f'{path} is contiguous, so it has no order'
-            )
-        if layer.orders is None:
-            layer.orders = 1
-        if layer.orders > 1:
-            raise ValueError(
-                refusal + f'{path} has {layer.orders} orders, and only a '
-                'single one can be folded'
             )
         before = links.get(target)
         if before is None or type(before) not in (Linear, SharedLinear):
@@ -76,7 +69,16 @@ def check_fold(model: Link, layers: list[Layer], fold: Any) -> dict[str, str]:
             raise ValueError(
                 refusal + f'{target} can take over only one order'
             )
-        in_size = layer.link.W.shape[1]
+        for each in (path, target):
+            orders = count_orders(getattr(links[each], 'order', None))
+            if each in shared:
+                orders = shared[each].orders = shared[each].orders or 1
+            if orders > 1:
+                raise ValueError(
+                    refusal + f'{each} has {orders} orders, but both may have '
+                    'only one'
+                )
+        in_size = links[path].W.shape[1]
         if before.out_size != in_size:
             raise ValueError(
                 refusal + f'the former has {in_size} inputs, the latter '

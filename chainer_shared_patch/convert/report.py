@@ -59,6 +59,11 @@ class ShareReport(NamedTuple):
             state was reset.
         passed_over (tuple of str): The paths of links of subclasses of
             ``chainer.links.Linear``, which stay as they are.
+        tuned (tuple of float): The error of the model's outputs for the
+            calibration inputs, before ``tune_steps`` and after. It is the root
+            mean square of the errors of the arrays, each relative to the root
+            mean square of its elements before the model was shared. ``None``
+            without ``tune_steps``.
 
     .. admonition:: Example
 
@@ -78,6 +83,7 @@ class ShareReport(NamedTuple):
     layers: tuple[SharedLayer, ...]
     restarted: tuple[str, ...]
     passed_over: tuple[str, ...] = ()
+    tuned: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         return '\n'.join([self._tabulate('simple'), *self._make_notes()])
@@ -94,6 +100,12 @@ class ShareReport(NamedTuple):
         if self.passed_over:
             paths = ', '.join(self.passed_over)
             notes.append(f'Of a subclass of Linear, and not shared: {paths}.')
+        if self.tuned:
+            before, after = self.tuned
+            notes.append(
+                'Tuning brought the error of the outputs from '
+                f'{before:.2%} to {after:.2%}.'
+            )
         return notes
 
     def _tabulate(self, style: str) -> str:

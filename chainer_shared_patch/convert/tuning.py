@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import math
 from typing import Any
 
 from chainer_shared_patch.convert.calibrate import (
     Batches,
     find_arrays,
     reset_states,
+    run,
 )
+from chainer_shared_patch.convert.choose import hint_at_predictor
 from chainer_shared_patch.trial import trial
 import chainer
 from chainer.backends.cuda import to_cpu
 from chainer.link import Link
 from chainer.optimizers import Adam
-from chainer.variable import Parameter, Variable
 import numpy
 from tqdm import tqdm
 
@@ -30,11 +33,11 @@ def split_batches(model: Link, batches: Batches) -> Batches:
     smaller: Batches = []
     for batch in batches:
         number = 1
-        if len(batch) == 1 and getattr(batch[0], 'ndim', 0):
+        if len(batch) == 1 and getattr(batch[0], 'ndim', False):
             number = -(-len(batch[0]) // _BATCH_SIZE) or 1
-        # Each has examples from everywhere, in case that they are sorted.
+        # Each has examples from everywhere, in case they are sorted.
         smaller += [
-            tuple(x[first::number] for x in batch) if number > 1 else batch
+            (batch[0][first::number],) if number > 1 else batch
             for first in range(number)
         ]
     return smaller
@@ -46,17 +49,21 @@ def tune(
     batches: Batches,
     outputs: list[Any],
     steps: int,
-) -> None:
-    """Trains shared layers, in place, to give the outputs of the model."""
+) -> tuple[float, float]:
+    """Trains layers, in place, so that the model gives these outputs.
+
+    It returns the relative error of the outputs before and after.
+    """
     params = _find_params(model, paths)
+    targets = list(map(_find_floats, outputs))
     optimizer = Adam()
-    rules = [optimizer.create_update_rule() for _ in params]
-    for rule in rules:
+    rules: dict[str, Any] = {
+        path: optimizer.create_update_rule() for path in params
+    }
+    for rule in rules.values():
         rule.use_fp32_update()
-    targets = [list(_find_floats(each)) for each in outputs]
-    with tqdm(
-        total=steps, desc='tune', leave=False, disable=None
-    ) as progress:
+    before = _measure_error(model, batches, targets)
+    with tqdm(total=steps, desc='tune', leave=False, disable=None) as progress:
         for first in range(0, steps, len(batches)):
             # From the same states as when it gave its outputs.
             with trial(model, same_arrays=True) as copied:
@@ -66,42 +73,88 @@ def tune(
                     range(first, steps), batches, targets
                 ):
                     optimizer.alpha = _ALPHA * (1 - step / steps)
-                    grads = _differentiate(copied, batch, target, copies)
-                    for rule, param, grad in zip(rules, copies, grads):
+                    grads = _differentiate(
+                        copied, batch, target, list(copies.values())
+                    )
+                    for (path, param), grad in zip(copies.items(), grads):
                         if grad is not None:
                             param.grad_var = grad
-                            rule.update(param)
+                            rules[path].update(param)
                     progress.update()
-                for param, copy in zip(params, copies):
-                    param.array = copy.array  # another one if it is float16
+            for path, param in copies.items():
+                params[path].array = param.array  # a new one in float16
+    if not any(rule.t for rule in rules.values()):
+        raise ValueError(
+            'share(): tune_steps has no effect, because the model returns no '
+            'float variables, other than scalars, that depend on the shared '
+            f'layers{hint_at_predictor(model)}'
+        )
+    for path, param in params.items():
+        if not numpy.isfinite(to_cpu(param.array)).all():
+            raise ValueError(
+                f'share(): tune_steps makes elements of {path} NaN or '
+                'infinity, as outputs that are not finite do'
+            )
+    return before, _measure_error(model, batches, targets)
 
 
-def _find_params(model: Link, paths: list[str]) -> list[Parameter]:
+def _find_params(model: Link, paths: list[str]) -> dict[str, Any]:
     links: dict[str, Any] = dict(model.namedlinks())
-    params = [(links[path].W, links[path].b) for path in paths]
-    return [each for pair in params for each in pair if each is not None]
+    return {
+        f'{path}/{param.name}': param
+        for path in paths
+        for param in (links[path].W, links[path].b)
+        if param is not None
+    }
 
 
-def _find_floats(outputs: Any) -> list[Variable]:
+def _find_floats(outputs: Any) -> list[Any]:
+    """Returns what can be compared: neither labels nor a loss."""
     return [
         chainer.as_variable(each)
         for each in find_arrays(outputs)
-        if each.dtype.kind == 'f'
+        if each.dtype.kind == 'f' and each.ndim and each.size
     ]
 
 
-def _differentiate(
-    model: Link, batch: Any, targets: list[Variable], params: list[Parameter]
-) -> list[Any]:
-    """Returns the gradients of the squared errors, relative to the squares."""
-    with chainer.using_config('enable_backprop', True):
-        ys = _find_floats(model(*batch))
-        errors = []
-        for y, target in zip(ys, targets):
+def _compare(
+    outputs: Any, targets: list[Any]
+) -> Iterator[tuple[Any, Any, float]]:
+    """Yields each output, its gradient and the mean squared error.
+
+    Both are relative to the mean square of the target.
+    """
+    for y, target in zip(_find_floats(outputs), targets):
+        with chainer.using_device(y.device):
             error = y.array - target.array
-            size = float((target.array.astype('f') ** 2).mean()) or 1.0
-            errors.append(chainer.Variable(error / size))
-        grads: list[Any] = chainer.grad(ys, params, errors)
+            size = _mean_square(target.array) or 1.0
+            gy = chainer.Variable(error / size)
+            square = _mean_square(error) / size
+        yield y, gy, square
+
+
+def _mean_square(array: Any) -> float:
+    return float((array.astype('d') ** 2).mean())
+
+
+def _measure_error(
+    model: Link, batches: Batches, targets: list[list[Any]]
+) -> float:
+    squares = [
+        square
+        for outputs, each in zip(run(model, batches, {}), targets)
+        for _, _, square in _compare(outputs, each)
+    ]
+    return math.sqrt(sum(squares) / max(1, len(squares)))
+
+
+def _differentiate(
+    model: Link, batch: Any, targets: list[Any], params: list[Any]
+) -> list[Any]:
+    with chainer.using_config('enable_backprop', True):
+        compared = list(_compare(model(*batch), targets))
+        ys, gys = [y for y, _, _ in compared], [gy for _, gy, _ in compared]
+        grads: list[Any] = chainer.grad(ys, params, gys)
     for y in ys:
-        y.unchain_backward()
+        y.unchain_backward()  # a recurrent link may hold it
     return grads

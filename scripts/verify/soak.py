@@ -186,8 +186,12 @@ def convert(random, directory):
         link = model[i]
         n, width = link.common_num, W.shape[1]
         order = numpy.arange(width) if link.order is None else link.order
-        blocks = W[:, order].reshape(len(W), n, width // n)
-        wide.append(widen(blocks.mean(axis=1, dtype='d'), n, order))
+        orders = numpy.atleast_2d(order)
+        slices = []
+        for each, rows in zip(orders, numpy.array_split(W, len(orders))):
+            blocks = rows[:, each].reshape(len(rows), n, width // n)
+            slices.append(widen(blocks.mean(axis=1, dtype='d'), n, each))
+        wide.append(numpy.concatenate(slices))
     check_model('the shared model', model, wide, x)
 
     path = os.path.join(directory, 'model.npz')

@@ -6,7 +6,8 @@ import chainer.functions as F
 import chainer.links as L
 import numpy
 
-from tests.helpers import fill
+from tests import helpers
+from tests.helpers import cut, fill
 
 IN, HIDDEN, OUT = 6, 12, 4
 
@@ -24,16 +25,9 @@ class MLP(chainer.Chain):
         return self.l3(F.relu(self.l2(F.relu(self.l1(x)))))
 
 
-def in_order(order, columns):
-    return numpy.arange(columns) if order is None else order
-
-
 def widen(link):
     """The weight of the dense layer that computes what a shared one does."""
-    wide = numpy.tile(link.W.array, (1, link.common_num))
-    result = numpy.empty_like(wide)
-    result[:, in_order(link.order, wide.shape[1])] = wide
-    return result
+    return helpers.widen(link.W.array, link.order, link.common_num)
 
 
 def average(W, n, order, weights=None):
@@ -41,12 +35,14 @@ def average(W, n, order, weights=None):
     W = W.astype('d')
     if weights is None:
         weights = numpy.ones(W.shape[1])
-    groups = in_order(order, W.shape[1]).reshape(n, -1).T
-    columns = [
-        numpy.average(W[:, group], axis=1, weights=weights[group])
-        for group in groups
-    ]
-    return numpy.transpose(columns)
+    narrow = numpy.empty((len(W), W.shape[1] // n))
+    for each, rows in cut(W, order, 1):
+        for i, group in enumerate(each.reshape(n, -1).T):
+            columns = W[numpy.ix_(rows, group)]
+            narrow[rows, i] = numpy.average(
+                columns, axis=1, weights=weights[group]
+            )
+    return narrow
 
 
 def shared_numbers_of(model):
@@ -77,7 +73,7 @@ def state_of(model):
         for _, link, _ in links
         for name in sorted(link._persistent)
     ]
-    orders = [None if o is None else list(o) for o in orders]
+    orders = [None if o is None else o.tolist() for o in orders]
     return links, params, orders, persistents
 
 

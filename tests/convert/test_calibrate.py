@@ -17,10 +17,9 @@ from tests.convert.helpers import (
     MLP,
     OUT,
     average,
-    in_order,
     state_of,
 )
-from tests.helpers import assert_same, fill, params_of
+from tests.helpers import assert_same, cut, fill, params_of
 
 pytestmark = pytest.mark.arithmetic
 
@@ -50,34 +49,45 @@ def ridge_regression(S, y, W, has_bias):
 @pytest.mark.parametrize(
     ('nobias', 'add_bias'), [(False, False), (True, False), (True, True)]
 )
-@pytest.mark.parametrize('order', ['grouped', 'contiguous'])
-def test_layers_are_refitted_one_by_one(random, rows, nobias, add_bias, order):
+@pytest.mark.parametrize('orders', [1, 3, None])
+def test_layers_are_refitted_one_by_one(
+    random, rows, nobias, add_bias, orders
+):
     x = random.randn(rows, IN)
     model = MLP(nobias=nobias)
     dense = model.copy('copy')
-    report = share(model, 2, inputs=x, order=order, add_bias=add_bias)
+    order = 'grouped' if orders else 'contiguous'
+    report = share(
+        model, 2, inputs=x, order=order, orders=orders, add_bias=add_bias
+    )
     was = now = x
     for name, layer in zip(('l1', 'l2', 'l3'), report.layers):
         before, after = getattr(dense, name), getattr(model, name)
         squares = (was**2).sum(axis=0)
         weights = squares / squares.mean() + 0.01
-        if order == 'grouped':
-            expected = group_columns(before.W.array, 2, weights)
-            numpy.testing.assert_array_equal(after.order, expected)
+        if orders:
+            expected = [
+                group_columns(each, 2, weights)
+                for each in numpy.array_split(before.W.array, orders)
+            ]
+            numpy.testing.assert_array_equal(
+                numpy.atleast_2d(after.order), expected
+            )
         else:
             assert after.order is None
-        blocks = now[:, in_order(after.order, now.shape[1])]
         y = before(was).array
-        W, b = ridge_regression(
-            blocks.reshape(rows, 2, -1).sum(axis=1),
-            y,
-            average(before.W.array, 2, after.order, weights),
-            add_bias or not nobias,
-        )
-        assert_same([after.W.array], [W])
-        assert (after.b is None) == (b is None)
-        if b is not None:
-            assert_same([after.b.array], [b])
+        means = average(before.W.array, 2, after.order, weights)
+        for each, units in cut(means, after.order, 2):
+            W, b = ridge_regression(
+                now[:, each].reshape(rows, 2, -1).sum(axis=1),
+                y[:, units],
+                means[units],
+                add_bias or not nobias,
+            )
+            assert_same([after.W.array[units]], [W])
+            assert (after.b is None) == (b is None)
+            if b is not None:
+                assert_same([after.b.array[units]], [b])
         outputs = after(now).array
         error = numpy.linalg.norm(outputs - y) / numpy.linalg.norm(y)
         # Relative to the outputs, the roundings of both are below 2**-30.
@@ -163,17 +173,17 @@ def test_stateful_links_are_reset_before_and_after(random):
 
 
 def test_statistics_and_dropout(random):
-    def make():
+    def make(function):
         model = chainer.Sequential(
-            L.Linear(IN, 8), L.BatchNormalization(8), F.dropout, L.Linear(8, 4)
+            L.Linear(IN, 8), L.BatchNormalization(8), function, L.Linear(8, 4)
         )
         fill(model)
         return model
 
-    models = make(), make()
+    models = make(F.dropout), make(F.identity)
     x = random.randn(20, IN)
     for model in models:
-        share(model, 2, inputs=x)
+        share(model, 2, inputs=x, tune_steps=3)
         bn = model[1]
         assert (bn.avg_mean == 0).all() and (bn.avg_var == 1).all()
         assert bn.N == 0
@@ -223,8 +233,8 @@ def test_every_run_draws_the_same_random_numbers(x, draw):
     seed()
     first = chainer.as_array(draw(model, (1, 1)))
     seed()
-    share(expected, 2, inputs=x)
-    share(model, 2, inputs=x)
+    share(expected, 2, inputs=x, tune_steps=3)
+    share(model, 2, inputs=x, tune_steps=3)
     assert_same(params_of(model), params_of(expected))
     # The states are as they were.
     second = chainer.as_array(draw(model, (1, 1)))

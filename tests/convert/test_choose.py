@@ -1,6 +1,7 @@
 """Which layers are shared, and what is no choice."""
 
 from chainer_shared_patch import SharedLinear, share
+from chainer_shared_patch.blocks import count_orders
 from chainer_shared_patch.convert.grouping import group_columns
 import chainer
 from chainer import link_hooks
@@ -13,6 +14,7 @@ from tests.convert.helpers import (
     HIDDEN,
     IN,
     MLP,
+    OUT,
     shared_numbers_of,
     state_of,
 )
@@ -44,20 +46,71 @@ def test_numbers_and_paths(common_num, numbers):
 
 
 @pytest.mark.parametrize('order', ['contiguous', 'grouped', 'array'])
-def test_orders(random, order):
+def test_which_inputs_share(random, order):
     grouped = [
-        group_columns(link.W.array, 3, numpy.ones(HIDDEN))
+        [
+            group_columns(rows, 3, numpy.ones(HIDDEN))
+            for rows in numpy.array_split(link.W.array, 2)
+        ]
         for link in (MLP().l2, MLP().l3)
     ]
     if order == 'array':
-        order = random.permutation(HIDDEN)
+        order = [random.permutation(HIDDEN) for _ in range(5)]
     model = MLP()
-    share(model, {'/l2': 3, '/l3': 3}, order={'/l2': order})
+    report = share(model, {'/l2': 3, '/l3': 3}, order={'/l2': order}, orders=2)
     if isinstance(order, str):
         order = grouped[0] if order == 'grouped' else None
     numpy.testing.assert_array_equal(model.l2.order, order)
+    assert report.layers[0].orders == (1 if order is None else len(order))
     # Where no path matches, it is grouped.
     numpy.testing.assert_array_equal(model.l3.order, grouped[1])
+
+
+def numbers_of_orders(model):
+    return {
+        path: count_orders(link.order)
+        for path, link in model.namedlinks()
+        if isinstance(link, SharedLinear)
+    }
+
+
+@pytest.mark.parametrize(
+    ('orders', 'numbers'),
+    [
+        (1, [1, 1, 1]),
+        (numpy.uint8(3), [3, 3, 3]),
+        (100, [HIDDEN, HIDDEN, OUT]),
+        ({'/l[12]': 5, '/l1': 2, '/l3': None}, [2, 5, 4]),
+    ],
+)
+def test_numbers_of_orders(orders, numbers):
+    model = MLP()
+    report = share(model, 2, orders=orders)
+    assert list(numbers_of_orders(model).values()) == numbers
+    assert [layer.orders for layer in report.layers] == numbers
+
+
+class MyLSTM(L.LSTM):
+    pass
+
+
+@pytest.mark.parametrize(
+    ('make', 'common_num', 'orders'),
+    [
+        (lambda: L.Linear(100, 200), 2, 4),
+        (lambda: L.Linear(100, 3), 2, 3),
+        (lambda: L.Linear(100, 600), 50, 20),
+        # Those of more would be larger than W.
+        (lambda: L.Linear(100, 200), 50, 8),
+        (lambda: L.Linear(100, 20), 50, 1),
+        (lambda: MyLSTM(32, 32), 2, 16),
+        (lambda: L.StatefulGRU(32, 32), 2, 16),
+    ],
+)
+def test_default_numbers_of_orders(make, common_num, orders):
+    model = chainer.ChainList(make())
+    share(model, common_num)
+    assert set(numbers_of_orders(model).values()) == {orders}
 
 
 def test_subclasses_stay():
@@ -142,6 +195,24 @@ def nothing(model):
             "of the integers below in_size, 12, .*, but it is 'interleaved'$",
         ),
         (nothing, {'order': [1, 0]}, r'order for /l2 must .* \(2,\)$'),
+        (
+            nothing,
+            {'orders': {'/l3': 2}},
+            'orders names /l3, which is not being grouped; .* are /l2$',
+        ),
+        (
+            nothing,
+            {'orders': {'/l2': 2}, 'order': 'contiguous'},
+            'orders names /l2, which is not being grouped; .* are none$',
+        ),
+        *(
+            (
+                nothing,
+                {'orders': number},
+                f'orders for /l2 must be an integer .* least 1, .* {number}$',
+            )
+            for number in (0, 2.5, True)
+        ),
         (make_lazy, {}, '/l2 has no weight yet'),
         (
             tie_bias,
@@ -169,7 +240,7 @@ def test_errors_change_nothing(prepare, settings, message):
     assert state_of(model) == before
 
 
-@pytest.mark.parametrize('setting', ['common_num', 'order'])
+@pytest.mark.parametrize('setting', ['common_num', 'order', 'orders'])
 def test_keys_that_are_neither_paths_nor_links(setting):
     settings = {'common_num': 2, setting: {1: 2}}
     message = rf'^share\(\): {setting} must have paths .* but one is 1$'
@@ -186,6 +257,7 @@ def test_links_as_keys(x):
         model,
         {l2: 2, l3: 3, '/l1': 1},
         order={l2: 'contiguous'},
+        orders={l3: 1},
         fold={l3: l2},
     )
     assert shared_numbers_of(model) == {'/l2': 2, '/l3': 3}

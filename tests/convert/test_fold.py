@@ -26,7 +26,7 @@ def test_outputs_stay(random, x, inputs, nobias):
         'order': {'/l2': random.permutation(HIDDEN)},
         'inputs': x if inputs else None,
     }
-    share(unfolded, **settings)
+    share(unfolded, **settings, orders=1)
     report = share(model, **settings, fold={'/l3': '/l2', '/l2': '/l1'})
     assert model.l2.order is None
     assert model.l3.order is None
@@ -44,13 +44,23 @@ def test_outputs_stay(random, x, inputs, nobias):
 
 def test_into_a_layer_shared_before(x):
     model = MLP()
-    share(model, {'/l1': 2, '/l2': 2})
+    share(model, {'/l1': 2, '/l2': 2}, orders={'/l2': 1})
     unfolded = model.copy('copy')
-    share(unfolded, {'/l3': 2})
+    share(unfolded, {'/l3': 2}, orders=1)
     share(model, {'/l3': 2}, fold={'/l3': '/l2'})
     assert model.l2.order is not None
     assert model.l3.order is None
     assert_same([model(x).array], [unfolded(x).array])
+
+
+def test_into_a_layer_that_has_several_orders():
+    model = MLP()
+    share(model, {'/l2': 2}, orders=3)
+    before = state_of(model)
+    message = 'cannot fold /l3 into /l2: /l2 has 3 orders'
+    with pytest.raises(ValueError, match=message):
+        share(model, {'/l3': 2}, fold={'/l3': '/l2'})
+    assert state_of(model) == before
 
 
 def test_state_of_the_optimizer_starts_anew(x):
@@ -149,7 +159,7 @@ def test_elementwise_functions_are_no_hindrance(random, dtype):
     unfolded = model.copy('copy')
     x = random.randn(7, IN).astype(dtype)
     share(model, {'/l2': 3}, inputs=x, fold={'/l2': '/l1'})
-    share(unfolded, {'/l2': 3}, inputs=x)
+    share(unfolded, {'/l2': 3}, inputs=x, orders=1)
     assert model.l2.order is None
     y, expected = (each(x).array.astype('d') for each in (model, unfolded))
     # A row of l1 may be summed in another order elsewhere in the matrix.
@@ -189,6 +199,21 @@ def test_outputs_that_cannot_be_compared(x):
         ({'/l2': '/l2'}, {}, 'they are the same layer'),
         ({'/l3': '/l2'}, {}, '/l3 is not being shared'),
         ({'/l2': '/l1'}, {'order': 'contiguous'}, '/l2 is contiguous'),
+        (
+            {'/l2': '/l1'},
+            {'orders': 3},
+            '/l2 has 3 orders, but both may have only one',
+        ),
+        (
+            {'/l2': '/l1'},
+            {'common_num': 2, 'orders': {'/l1': 3}},
+            '/l1 has 3 orders',
+        ),
+        (
+            {'/l2': '/l1'},
+            {'order': [numpy.arange(HIDDEN)] * 2},
+            '/l2 has 2 orders',
+        ),
         ({'/l2': '/l4'}, {}, '/l4 is not a linear layer of the model'),
         ({'/l2': '/mine'}, {}, '/mine is not a linear layer of the model'),
         (

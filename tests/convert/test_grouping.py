@@ -11,7 +11,7 @@ import numpy
 import pytest
 
 from tests.convert.helpers import average
-from tests.helpers import DTYPES, assert_close
+from tests.helpers import DTYPES, assert_close, widen
 
 pytestmark = pytest.mark.arithmetic
 
@@ -240,11 +240,12 @@ def test_memory(random, monkeypatch):
     [('e', 1), ('e', 3e4), ('f', 1), ('f', 1e30), ('f', 1e-30), ('d', 1)],
 )
 @pytest.mark.parametrize('rows', [7, 2 * grouping._ROWS + 3])
-def test_averages(random, dtype, scale, rows):
+@pytest.mark.parametrize('orders', [1, 3])
+def test_averages(random, dtype, scale, rows, orders):
     n, k = 5, 8
     W = (random.uniform(-1, 1, (rows, n * k)) * scale).astype(dtype)
     weights = random.rand(n * k) + 0.1
-    order = random.permutation(n * k)
+    order = numpy.array([random.permutation(n * k) for _ in range(orders)])
     narrow, error = average_columns(W, n, order, weights)
     assert narrow.dtype == W.dtype
     exact = average(W, n, order, weights)
@@ -252,8 +253,7 @@ def test_averages(random, dtype, scale, rows):
     assert_close(
         narrow, exact, average(abs(W), n, order, weights), (3 * n, 'd')
     )
-    wide = numpy.empty(W.shape)
-    wide[:, order] = numpy.tile(exact, (1, n))
+    wide = widen(exact, order, n)
     expected = numpy.linalg.norm(W - wide) / numpy.linalg.norm(W.astype('d'))
     # It is of fewer than 2**15 squares.
     assert error == pytest.approx(expected, rel=2**-30)

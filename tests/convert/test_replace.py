@@ -184,7 +184,13 @@ class TestOthers:
         train(models[1], optimizer, x)
         before, y = state_of(models[1]), models[1](x).array
         fold = fold and {second: first}
-        share(models[0], {second: 3, first: 2}, inputs=x, fold=fold)
+        share(
+            models[0],
+            {second: 3, first: 2},
+            inputs=x,
+            fold=fold,
+            tune_steps=2,
+        )
         assert state_of(models[1]) == before
         numpy.testing.assert_array_equal(models[1](x).array, y)
         train(models[1], optimizer, x)
@@ -350,8 +356,8 @@ class TestOptimizers:
 
 
 # The first two calls are for all outputs, then there is one for each layer,
-# one for the model as it is then, and two for each pair.
-@pytest.mark.parametrize('call', range(2, 10))
+# one for the model as it is then, four to tune it, and two for each pair.
+@pytest.mark.parametrize('call', range(2, 14))
 def test_a_failure_on_the_way_changes_nothing(x, call):
     calls = itertools.count(1)
 
@@ -373,5 +379,6 @@ def test_a_failure_on_the_way_changes_nothing(x, call):
             {'/l2': 2, '/l3': 2},
             inputs=x,
             fold={'/l3': '/l2', '/l2': '/l1'},
+            tune_steps=2,
         )
     assert state_of(model) == before

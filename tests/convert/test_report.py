@@ -5,20 +5,22 @@ import re
 import sys
 
 from chainer_shared_patch import SharedLayer, ShareReport, share
+import numpy
 
-from tests.convert.helpers import MLP
+from tests.convert.helpers import IN, MLP
 
 
 def test_table():
     report = ShareReport(
         (
-            SharedLayer('/a', 2, 1234, 5678, 0.5, None, None),
-            SharedLayer('/b', 10, 1, 2, 0.0, None, '/a'),
+            SharedLayer('/a', 2, 4, 1234, 5678, 0.5, None, None),
+            SharedLayer('/b', 10, 1, 1, 2, 0.0, None, '/a'),
         ),
         ('/a/W', '/b/W'),
         ('/c',),
+        (0.5, 0.123456),
     )
-    *rows, last, passed_over = str(report).splitlines()
+    *rows, last, passed_over, tuned = str(report).splitlines()
     columns = [slice(*match.span()) for match in re.finditer('-+', rows[1])]
     header, _, *rows = (
         [row.ljust(len(rows[1]))[column] for column in columns] for row in rows
@@ -27,6 +29,7 @@ def test_table():
     assert list(map(str.strip, header)) == [
         'layer',
         'common_num',
+        'orders',
         'parameters',
         'parameters before',
         'weight error',
@@ -35,15 +38,18 @@ def test_table():
     for (path, *numbers, into), expected in zip(
         rows,
         [
-            ['/a', '2', '1,234', '5,678', '50.00%', ''],
-            ['/b', '10', '1', '2', '0.00%', '/a'],
-            ['total', '', '1,235', '5,680', '', ''],
+            ['/a', '2', '4', '1,234', '5,678', '50.00%', ''],
+            ['/b', '10', '1', '1', '2', '0.00%', '/a'],
+            ['total', '', '', '1,235', '5,680', '', ''],
         ],
     ):
         aligned = [path.rstrip(), *map(str.lstrip, numbers), into.rstrip()]
         assert aligned == expected
     assert last == 'The state of the optimizer was reset for /a/W, /b/W.'
     assert passed_over == 'Of a subclass of Linear, and not shared: /c.'
+    assert tuned.endswith(' error of the outputs from 50.00% to 12.35%.')
+    one_order = report._replace(layers=report.layers[1:])
+    assert 'orders' not in str(one_order).splitlines()[0]
     html = report._repr_html_()
     for cell in ('common_num', '/b', '1,235', '50.00%', last, passed_over):
         assert f'>{cell}<' in re.sub(r'\s*([<>])\s*', r'\1', html)
@@ -56,6 +62,7 @@ def test_progress_on_a_terminal(monkeypatch):
 
     for stream, shown in ((Terminal(), True), (io.StringIO(), False)):
         monkeypatch.setattr(sys, 'stderr', stream)
-        share(MLP(), {'/l2': 2, '/l3': 3})
-        for text in ('share', '/2 ', '/l2', '/l3'):
+        x = numpy.ones((2, IN))
+        share(MLP(), {'/l2': 2, '/l3': 3}, inputs=x, tune_steps=7)
+        for text in ('share', '/2 ', '/l2', '/l3', 'tune', '/7 '):
             assert (text in stream.getvalue()) == shown
