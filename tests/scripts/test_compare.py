@@ -34,10 +34,10 @@ def test_smallest_comparison(tmp_path, small, monkeypatch, capsys):
     records = [
         json.loads(path.read_text()) for path in tmp_path.glob('runs/*.json')
     ]
-    # Dense and smaller; shared; by a plan, with 1, 4 and the default orders,
-    # and tuned; low-rank, also with the best split. For the text, the dense
-    # network, a shared one and one of low rank.
-    assert len(records) == 2 + 1 + 4 + 2 + 3
+    # Dense and smaller; shared, also by a plan, and tuned; low-rank, also with
+    # the best split. For the text, the dense network, a shared one and one of
+    # low rank.
+    assert len(records) == 2 + 3 + 2 + 3
     _, table, texts = capsys.readouterr().out.split('\n## ')
     for record in records:
         run = record['run']
@@ -49,7 +49,7 @@ def test_smallest_comparison(tmp_path, small, monkeypatch, capsys):
     # The rest is only read.
     compare.main()
     output = capsys.readouterr().out
-    assert '9 of 9 runs' in output and '3 of 3 runs' in output
+    assert '7 of 7 runs' in output and '3 of 3 runs' in output
 
 
 def test_text_needs_a_file(monkeypatch, capsys):

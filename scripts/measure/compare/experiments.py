@@ -40,10 +40,10 @@ def list_conversions(args):
             run = uniform._replace(start='shared', orders=orders)
             yield {'network': 'shared'}, {'trained': run}
         if n in PLANNED:
-            for orders in (1, 4, None):
+            for orders in (1, 4, None)[:: args.step]:
                 run = planned._replace(start='shared', orders=orders)
                 yield {'network': 'shared, planned'}, {'trained': run}
-            run = run._replace(orders=4, tune_steps=TUNE_STEPS)
+            run = run._replace(tune_steps=TUNE_STEPS)
             yield {'network': 'shared, planned, tuned'}, {'trained': run}
         yield {'network': 'SVD'}, {'trained': networks.make_low_rank(uniform)}
         if n in PLANNED:
