@@ -457,7 +457,7 @@ class _Planner:
         """Measures the loss if only one layer is shared."""
         self.progress.set_postfix_str(f'{curve.layer.path}: {common_num}')
         layer = dataclasses.replace(curve.layer, common_num=common_num)
-        shared, _ = make_shared(self.model, layer, self.calibration)
+        shared, *_ = make_shared(self.model, layer, self.calibration)
 
         def change(copies: Mapping[Any, Any]) -> None:
             Changes(copies[self.model]).replace(
