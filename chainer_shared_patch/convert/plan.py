@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
 import dataclasses
 import math
 from numbers import Real
@@ -184,6 +185,19 @@ class Plan(NamedTuple):
         return ax
 
 
+@contextlib.contextmanager
+def _naming_plan() -> Iterator[None]:
+    """Lets the errors of checks that share makes too name what was called."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        _, is_ours, message = str(error).partition('share(): ')
+        if not is_ours:
+            raise
+        raise type(error)(f'plan(): {message}') from error.__cause__
+
+
+@_naming_plan()
 def plan(
     model: Link,
     inputs: VariableOrArray | Iterable[Any],
