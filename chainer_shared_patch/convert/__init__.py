@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, SupportsIndex
 
-from chainer_shared_patch.blocks import tile_blocks
+from chainer_shared_patch.blocks import count_orders, tile_blocks
 from chainer_shared_patch.config import check_model
 from chainer_shared_patch.convert.calibrate import (
     Calibration,
@@ -196,11 +196,24 @@ def share(
         with tqdm(layers, 'share', leave=False, disable=None) as progress:
             for layer in progress:
                 progress.set_postfix_str(layer.path)
-                shared, row = make_shared(model, layer, calibration, add_bias)
+                shared, weight_error, output_error = make_shared(
+                    model, layer, calibration, add_bias
+                )
                 changes.replace(layer.path, layer.link, shared)
                 if calibration is not None:
                     calibration.shared_last = layer.path
-                rows.append(row)
+                rows.append(
+                    SharedLayer(
+                        layer.path,
+                        layer.common_num,
+                        count_orders(shared.order),
+                        shared.count_params(),
+                        layer.link.count_params(),
+                        weight_error,
+                        output_error,
+                        folded_into.get(layer.path),
+                    )
+                )
         if calibration is not None:
             calibration.rerun({})
             if tune_steps and rows:
@@ -212,9 +225,7 @@ def share(
     if calibration is not None:
         reset_states(model)
     return ShareReport(
-        tuple(
-            row._replace(folded_into=folded_into.get(row.path)) for row in rows
-        ),
+        tuple(rows),
         tuple(changes.restarted),
         passed_over,
         tuned,
@@ -226,8 +237,8 @@ def make_shared(
     layer: Layer,
     calibration: Calibration | None,
     add_bias: bool = False,
-) -> tuple[SharedLinear, SharedLayer]:
-    """Returns what is to replace a layer, and a row of the report."""
+) -> tuple[SharedLinear, float, float | None]:
+    """Returns what is to replace a layer, and its errors."""
     link, n, order = layer.link, layer.common_num, layer.order
     W = to_cpu(link.W.array)
     orders = layer.orders or choose_orders(model, link, n)
@@ -254,16 +265,7 @@ def make_shared(
     )
     if bias is None:
         keep_bias(link, shared)
-    return shared, SharedLayer(
-        layer.path,
-        n,
-        orders,
-        shared.count_params(),
-        link.count_params(),
-        weight_error,
-        output_error,
-        None,
-    )
+    return shared, weight_error, output_error
 
 
 def expand(model: Link) -> None:

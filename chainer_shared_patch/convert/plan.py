@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
 import dataclasses
 import math
 from numbers import Real
@@ -184,6 +185,19 @@ class Plan(NamedTuple):
         return ax
 
 
+@contextlib.contextmanager
+def _naming_plan() -> Iterator[None]:
+    """Lets the errors of checks that share makes too name what was called."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        _, is_ours, message = str(error).partition('share(): ')
+        if not is_ours:
+            raise
+        raise type(error)(f'plan(): {message}') from error.__cause__
+
+
+@_naming_plan()
 def plan(
     model: Link,
     inputs: VariableOrArray | Iterable[Any],
@@ -457,7 +471,7 @@ class _Planner:
         """Measures the loss if only one layer is shared."""
         self.progress.set_postfix_str(f'{curve.layer.path}: {common_num}')
         layer = dataclasses.replace(curve.layer, common_num=common_num)
-        shared, _ = make_shared(self.model, layer, self.calibration)
+        shared, *_ = make_shared(self.model, layer, self.calibration)
 
         def change(copies: Mapping[Any, Any]) -> None:
             Changes(copies[self.model]).replace(
