@@ -42,7 +42,7 @@ help:
 	@echo '                  train it on RANKS=2 processes'
 	@echo 'make test         run the tests'
 	@echo 'make benchmark    compare the speed with the alternatives (a quarter of an hour)'
-	@echo 'make compare      compare accuracy and size with the alternatives (an hour)'
+	@echo 'make compare      compare accuracy and size with the alternatives (three quarters of an hour)'
 	@echo 'make test-gpu     run the tests that need CuPy and a GPU'
 	@echo 'make wheels       collect the wheels that scripts/verify/gpu.sh needs'
 	@echo 'make wheelhouse   build wheels that install without the two variables'
