@@ -105,36 +105,36 @@ def share(
             links are reset. Each time, the model runs from the same random
             state.
         order (str, array or dict): Which inputs share: ``'grouped'``;
-            ``'contiguous'``, where each block is contiguous; a permutation,
-            as the ``order`` of :class:`SharedLinear`; or a dict that maps
-            links or paths to these. A layer that no path matches is
+            ``'contiguous'``, where each block is contiguous; one permutation
+            or several, as the ``order`` of :class:`SharedLinear`; or a dict
+            that maps links or paths to these. A layer that no path matches is
             ``'grouped'``.
         orders (int or dict): The number of orders for the layers that are
             ``'grouped'``, or a dict that maps links or paths to numbers. More
             orders lose less, but each takes ``in_size`` integers and the time
-            of another sum of the inputs. There are at most as many as outputs.
-            By default there are 4; 20 with a ``common_num`` of 50 or more; 16
-            in Chainer's recurrent links, such as ``chainer.links.LSTM``; but
-            no more than would take as much memory as ``W``, and one in the
-            layers of ``fold``.
+            of another sum of the inputs. A layer has at most as many orders as
+            outputs. By default, it has 4; 20 with a ``common_num`` of 50 or
+            more; 16 in Chainer's recurrent links, such as
+            ``chainer.links.LSTM``; but no more than take as much memory as
+            ``W``, and one if it is in ``fold``.
         fold (dict): Pairs of links or paths such as ``{'/l2': '/l1'}``: the
             outputs of ``l1`` are reordered instead of the inputs of ``l2``, so
             that the order takes no time when the model runs. Between the
             linear layer ``l1`` and the shared layer ``l2`` there must be
             nothing but elementwise functions (BatchNormalization is not one),
-            nothing else may use the outputs of ``l1``, and neither of them may
-            have several orders. With calibration
-            inputs, ``share`` checks that folding does not change the outputs
-            of the model.
+            and nothing else may use the outputs of ``l1``. Neither of the two
+            may have several orders. With calibration inputs, ``share`` checks
+            that folding does not change the outputs of the model.
         add_bias (bool): If ``True``, refitting may add a bias to a layer
             that has none.
         tune_steps (int): How many steps of Adam, from 0.001 falling linearly
-            to 0, minimize the squared error of the model's outputs, each array
-            relative to its mean square. This trains the weights and biases of
-            the shared layers only, in test mode, on a batch a step. A batch
-            that is a single array is cut into some of about a hundred
-            examples, unless a link is recurrent. A few hundred steps, or a
-            thousand with some thousand examples, are worth their time.
+            to 0, are to bring the model's outputs back to what they were. The
+            loss is the squared error of each array relative to its mean
+            square. Only the weights and biases of the shared layers are
+            trained, in test mode, each step on one batch. Single arrays are
+            cut into batches of a hundred examples, unless the model has
+            recurrent links. Two hundred steps with a thousand examples gain
+            most of what there is; a thousand with five thousand gain more.
 
     Returns:
         ShareReport: The layers and what they lose. It prints as a table.
@@ -150,13 +150,13 @@ def share(
             patch or is not reached by the inputs; if the model cannot be
             called with the inputs, is random in a way that cannot be
             repeated, or returns arrays of other shapes once it is shared; if
-            weights, inputs or outputs are not
-            finite or, once refitted, exceed the range of their dtype; if an
-            order cannot be folded; if ``orders`` is not an integer of at
-            least 1, or names a layer that is not to be grouped; if
-            ``tune_steps`` is not an integer of at least 0, or the model
-            returns no variables to tune it by; or if ``add_bias`` or
-            ``tune_steps`` is set without ``inputs``.
+            weights, inputs or outputs are not finite or, once refitted,
+            exceed the range of their dtype; if an order cannot be folded; if
+            ``orders`` is not an integer of at least 1 or names a layer that
+            is not grouped; if ``tune_steps`` is not an integer of at least 0,
+            or the model returns no variables that depend on the shared
+            layers; or if ``add_bias`` or ``tune_steps`` is set without
+            ``inputs``.
 
     .. admonition:: Example
 
