@@ -214,25 +214,31 @@ def plan(
     # On a terminal only.
     with tqdm(desc='plan', leave=False, disable=None) as progress:
         planner = _Planner(model, layers, inputs, evaluate, progress)
-        if max_loss is None:
-            front, index, converted = planner.meet_size(max_parameters)
-        else:
-            front, index, converted = planner.meet_loss(max_loss)
-        numbers = front.numbers[index].tolist()
-        # As yet, those of meet_loss may be estimates.
-        planner.measure(numbers)
-    return Plan(
-        tuple(
-            PlannedLayer(
-                curve.layer.path,
-                n,
-                converted.orders.get(curve.layer.path, 1),
-                curve.sizes[curve.numbers.index(n)],
-                curve.losses[n],
+        least = planner.least_size
+        if max_parameters is not None and not max_parameters >= least:
+            raise ValueError(
+                f'plan(): max_parameters is {max_parameters!r}, but the '
+                f'smallest plan has {least:,} parameters'
             )
-            for curve, n in zip(planner.curves, numbers)
-        ),
-        int(front.sizes[index]),
+        planner.measure_first()
+        if max_loss is None:
+            numbers, converted = planner.meet_size(max_parameters)
+        else:
+            numbers, converted = planner.meet_loss(max_loss)
+    front = planner.find_front()
+    rows = tuple(
+        PlannedLayer(
+            curve.layer.path,
+            n,
+            converted.orders.get(curve.layer.path, 1),
+            curve.sizes[curve.numbers.index(n)],
+            curve.losses[n],
+        )
+        for curve, n in zip(planner.curves, numbers)
+    )
+    return Plan(
+        rows,
+        planner.other_size + sum(row.parameters for row in rows),
         int(front.sizes[-1]),
         converted.loss,
         converted.score,
@@ -314,10 +320,12 @@ class _Curve:
         numbers = self.numbers[1:]
         if len(numbers) <= 4:
             return set(numbers)
-        return {
+        nearest = (
             min(numbers, key=lambda n: abs(math.log(n / first)))
             for first in _FIRST
-        }
+        )
+        # With the last one, there is a single group.
+        return {*nearest, numbers[-1]}
 
     def estimate(self) -> numpy.ndarray:
         """Returns the losses of all numbers, estimated where not measured."""
@@ -406,66 +414,75 @@ class _Planner:
         self.other_size = _count_parameters(model) - sum(
             curve.sizes[0] for curve in self.curves
         )
+        self.least_size = self.other_size + sum(
+            curve.sizes[-1] for curve in self.curves
+        )
 
-    def meet_size(self, max_parameters: Any) -> tuple[_Front, int, _Converted]:
-        """Returns the front, and the best plan that is no larger."""
-        least = self.other_size + sum(curve.sizes[-1] for curve in self.curves)
-        if not max_parameters >= least:
-            raise ValueError(
-                f'plan(): max_parameters is {max_parameters!r}, but the '
-                f'smallest plan has {least:,} parameters'
-            )
-        self._measure_first()
-        while True:
-            front = _find_front(self.curves, self.other_size)
-            index = front.sizes.searchsorted(max_parameters, 'right') - 1
-            numbers = front.numbers[index].tolist()
-            if not self.measure(numbers):
-                return front, index, self._convert(numbers)
-
-    def meet_loss(self, max_loss: Any) -> tuple[_Front, int, _Converted]:
-        """Returns the front, and a small plan that loses no more."""
-        self._measure_first()
-        front = _find_front(self.curves, self.other_size)
-        too_small, enough, best = -1, len(front.sizes) - 1, None
-        ratio = 1.0
-        while True:
-            if self.evaluate is None:
-                # Near it, the losses are as much less than expected.
-                index = int((front.losses <= max_loss / ratio).argmax())
-            else:
-                index = (too_small + enough) // 2
-            if not too_small < index < enough:
-                break
-            converted = self._convert(front.numbers[index].tolist())
-            if self.evaluate is None:
-                ratio = max(converted.loss, _LEAST_LOSS) / front.losses[index]
-                is_enough = converted.loss <= max_loss
-            else:
-                is_enough = converted.score >= self.dense_score - max_loss
-            if is_enough:
-                enough, best = index, converted
-            else:
-                too_small = index
-        if best is None:
-            best = self._convert(front.numbers[enough].tolist())
-        return front, enough, best
-
-    def _measure_first(self) -> None:
+    def measure_first(self) -> None:
+        """Measures as many losses as it takes to estimate the others."""
         for curve in self.curves:
             for n in curve.choose_first():
                 self._measure(curve, n)
 
-    def measure(self, numbers: list[int]) -> bool:
-        """Measures losses that are estimates; returns if there are any."""
-        unknown = [
-            (curve, n)
-            for curve, n in zip(self.curves, numbers)
-            if n not in curve.losses
-        ]
-        for curve, n in unknown:
-            self._measure(curve, n)
-        return bool(unknown)
+    def find_front(self) -> _Front:
+        return _find_front(self.curves, self.other_size)
+
+    def meet_size(self, max_parameters: Any) -> tuple[list[int], _Converted]:
+        """Returns the numbers of the best plan that is no larger."""
+        _, _, numbers = self._settle(
+            lambda front: front.sizes.searchsorted(max_parameters, 'right') - 1
+        )
+        return numbers, self._convert(numbers)
+
+    def meet_loss(self, max_loss: Any) -> tuple[list[int], _Converted]:
+        """Returns the numbers of a small plan that loses no more."""
+        numbers = [1] * len(self.curves)
+        converted = _Converted(0.0, self.dense_score, {})
+        too_small, enough = 0, int(self.find_front().sizes[-1])
+        ratio = 1.0
+
+        def pick(front: _Front) -> Any:
+            if self.evaluate is None:
+                # What the last plan lost was this much of what was expected.
+                return (front.losses <= max_loss / ratio).argmax()
+            between = front.sizes.searchsorted([too_small + 1, enough])
+            return between.sum() // 2
+
+        while True:
+            size, loss, candidate = self._settle(pick)
+            if not too_small < size < enough:
+                return numbers, converted
+            attempt = self._convert(candidate)
+            ratio = max(attempt.loss, _LEAST_LOSS) / loss
+            if self.evaluate is None:
+                is_enough = attempt.loss <= max_loss
+            else:
+                is_enough = attempt.score >= self.dense_score - max_loss
+            if is_enough:
+                enough, numbers, converted = size, candidate, attempt
+            else:
+                too_small = size
+
+    def _settle(
+        self, pick: Callable[[_Front], Any]
+    ) -> tuple[int, float, list[int]]:
+        """Picks a plan on the front of which everything is measured.
+
+        Returns its size, its loss as expected, and its numbers.
+        """
+        while True:
+            front = self.find_front()
+            index = pick(front)
+            numbers = front.numbers[index].tolist()
+            unknown = [
+                (curve, n)
+                for curve, n in zip(self.curves, numbers)
+                if n not in curve.losses
+            ]
+            if not unknown:
+                return front.sizes[index], front.losses[index], numbers
+            for curve, n in unknown:
+                self._measure(curve, n)
 
     def _measure(self, curve: _Curve, common_num: int) -> None:
         """Measures the loss if only one layer is shared."""

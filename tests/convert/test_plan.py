@@ -333,12 +333,12 @@ X = numpy.ones((3, IN))
         ),
         (
             lambda: chainer.Sequential(
-                L.Linear(4, 4), L.Convolution2D(None, 4, 1)
+                L.Linear(IN, 4), L.BatchNormalization()
             ),
             X,
             {'max_loss': 1},
             ValueError,
-            '/1/W has no value yet',
+            '/1/gamma has no value yet',
         ),
         (
             lambda: L.Classifier(MLP()),

@@ -17,6 +17,7 @@ def test_smallest_benchmark(tmp_path, small, monkeypatch):
     monkeypatch.setattr(benchmark, 'QUICK_SIZES', [layer])
     inferences = [layer._replace(inference=True)]
     monkeypatch.setattr(benchmark, 'INFERENCE_SIZES', inferences)
+    monkeypatch.setattr(benchmark, 'ORDERED_SIZES', [layer])
     monkeypatch.setattr(benchmark, 'CONVERSIONS', [(layer, 0)])
     args = ['--quick', '--dataset', str(small), '--out', str(tmp_path)]
     monkeypatch.setattr(sys, 'argv', ['benchmark', *args])
@@ -26,6 +27,7 @@ def test_smallest_benchmark(tmp_path, small, monkeypatch):
     for part, contenders in (
         ('sizes', cases.CONTENDERS),
         ('inference', cases.INFERENCES),
+        ('orders', cases.ORDERED),
     ):
         (row,) = results[part]
         assert list(row['contenders']) == list(contenders)

@@ -24,6 +24,8 @@ from measure.benchmark.cases import (
     GPU_SIZES,
     INFERENCE_SIZES,
     INFERENCES,
+    ORDERED,
+    ORDERED_SIZES,
     QUICK_SIZES,
     SIZES,
     SWEEPS,
@@ -118,11 +120,14 @@ def measure(args, device):
     parts = [('sizes', layer, CONTENDERS) for layer in sizes]
     parts += [('sweeps', layer, swept) for layer in sweeps]
     parts += [('inference', layer, INFERENCES) for layer in inferences]
+    ordered = ORDERED_SIZES[: 1 if args.quick else None]
+    parts += [('orders', layer, ORDERED) for layer in ordered]
     rounds, training_rounds, epochs = (3, 1, 1) if args.quick else (9, 3, 3)
     processes = Processes(args.device)
     results = describe_run(device)
     *_, results['dataset'] = load_dataset(args.dataset)
-    results.update(sizes=[], sweeps=[], inference=[], sharing=[])
+    results.update(sizes=[], sweeps=[], inference=[], orders=[])
+    results['sharing'] = []
     for kind, layer, contenders in parts:
         row = layer._asdict()
         print(get_title(row), file=sys.stderr)

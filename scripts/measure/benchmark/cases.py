@@ -49,6 +49,12 @@ SWEEPS = [
     *(FC7._replace(common_num=n) for n in (4, 16, 32, 128)),
     *(FC7._replace(batch_size=batch_size) for batch_size in (1, 8, 32, 512)),
 ]
+ORDERED_SIZES = [
+    ARTICLE,
+    ARTICLE._replace(out_size=1000),
+    FC7,
+    FC7._replace(batch_size=1024),
+]
 # The layers to convert, without and with calibration inputs.
 CONVERSIONS = [(layer, n) for layer in (ARTICLE, FC6, FC7) for n in (0, 1000)]
 
@@ -73,6 +79,14 @@ INFERENCES = {
     'SharedLinear': ('chainer', "this plugin's link, without the patch"),
     'torch-sum': CONTENDERS['torch-sum'],
     'onnxruntime': ('onnxruntime', 'the same link, exported to ONNX'),
+}
+ORDERED = {
+    'narrow': CONTENDERS['narrow'],
+    'dense': CONTENDERS['dense'],
+    **{
+        f'orders-{g}': ('chainer', f'`SharedLinear` with random orders: {g}')
+        for g in (1, 4, 20)
+    },
 }
 TRAININGS = {
     'sum': ('chainer', 'Chainer, shared: `scripts/train_mnist.py`'),

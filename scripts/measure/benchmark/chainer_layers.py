@@ -75,9 +75,15 @@ class Library:
         else:
             make = L.StatelessLSTM
             options = {'lateral_init': 0.01, 'upward_init': 0.01}
-        if name == 'SharedLinear':
+        orders = name.partition('orders-')[2]
+        if name == 'SharedLinear' or orders:
             make = chainer_shared_patch.SharedLinear
             options['common_num'] = n
+        if orders:
+            random = numpy.random.default_rng(0)
+            options['order'] = [
+                random.permutation(columns) for _ in range(int(orders))
+            ]
         with chainer.using_config('dtype', numpy.dtype(layer.dtype)):
             link = make(columns, layer.out_size, **options)
         link.to_device(self.device)

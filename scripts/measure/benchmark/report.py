@@ -3,6 +3,7 @@
 from measure.benchmark.cases import (
     CONTENDERS,
     INFERENCES,
+    ORDERED,
     SWEPT,
     TRAININGS,
 )
@@ -12,6 +13,20 @@ from tabulate import tabulate
 PARTS = ('forward', 'backward', 'both')
 MEMORY = ('peak forward', 'kept', 'peak backward')
 MIB = 2**20
+RATIOS = [
+    ('dense', 'sum'),
+    ('sum', 'narrow'),
+    ('sum', 'product'),
+    ('sum', 'torch-sum'),
+    ('product', 'torch-product'),
+    ('dense-patched', 'dense'),
+]
+ORDERED_RATIOS = [
+    ('orders-1', 'narrow'),
+    ('orders-4', 'narrow'),
+    ('orders-20', 'narrow'),
+    ('dense', 'orders-20'),
+]
 
 
 def get_title(row):
@@ -74,10 +89,7 @@ def make_table(lines):
     )
 
 
-def make_ratios_table(rows):
-    pairs = [('dense', 'sum'), ('sum', 'narrow'), ('sum', 'product')]
-    pairs += [('sum', 'torch-sum'), ('product', 'torch-product')]
-    pairs += [('dense-patched', 'dense')]
+def make_ratios_table(rows, pairs):
     return make_table(
         {
             '': get_title(row),
@@ -193,10 +205,18 @@ def render(results, plots=()):
         '## Contenders',
         make_table(
             {'': f'`{name}`', 'what it is': description}
-            for name, (_, description) in {**CONTENDERS, **INFERENCES}.items()
+            for name, (_, description) in {
+                **CONTENDERS,
+                **INFERENCES,
+                **ORDERED,
+            }.items()
         ),
         '## Ratios of the times of forward and backward',
-        make_ratios_table(results['sizes']),
+        make_ratios_table(results['sizes'], RATIOS),
+        '## Several orders',
+        'Forward and backward of a layer whose slices of the outputs each sum '
+        'the inputs in an order of their own.',
+        make_ratios_table(results['orders'], ORDERED_RATIOS),
         '## Inference',
         "The article's layer, forward only, in `chainer.no_backprop_mode()` "
         'or `torch.inference_mode()`.',
