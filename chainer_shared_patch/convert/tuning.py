@@ -120,19 +120,30 @@ def _find_floats(outputs: Any) -> list[Any]:
 def _compare(
     outputs: Any, targets: list[Any]
 ) -> Iterator[tuple[Any, Any, float]]:
-    """Yields each output, its error, and the mean square of its target."""
+    """Yields each output, its gradient and the mean squared error.
+
+    Both are relative to the mean square of the target.
+    """
     for y, target in zip(_find_floats(outputs), targets):
-        squares = target.array.astype('d') ** 2
-        yield y, y.array - target.array, float(squares.mean()) or 1.0
+        with chainer.using_device(y.device):
+            error = y.array - target.array
+            size = _mean_square(target.array) or 1.0
+            gy = chainer.Variable(error / size)
+            square = _mean_square(error) / size
+        yield y, gy, square
+
+
+def _mean_square(array: Any) -> float:
+    return float((array.astype('d') ** 2).mean())
 
 
 def _measure_error(
     model: Link, batches: Batches, targets: list[list[Any]]
 ) -> float:
     squares = [
-        float((error.astype('d') ** 2).mean()) / square
+        square
         for outputs, each in zip(run(model, batches, {}), targets)
-        for _, error, square in _compare(outputs, each)
+        for _, _, square in _compare(outputs, each)
     ]
     return math.sqrt(sum(squares) / max(1, len(squares)))
 
@@ -140,13 +151,9 @@ def _measure_error(
 def _differentiate(
     model: Link, batch: Any, targets: list[Any], params: list[Any]
 ) -> list[Any]:
-    """Returns the gradients of the squared errors, relative to the squares."""
     with chainer.using_config('enable_backprop', True):
         compared = list(_compare(model(*batch), targets))
-        ys = [y for y, _, _ in compared]
-        gys = [
-            chainer.Variable(error / square) for _, error, square in compared
-        ]
+        ys, gys = [y for y, _, _ in compared], [gy for _, gy, _ in compared]
         grads: list[Any] = chainer.grad(ys, params, gys)
     for y in ys:
         y.unchain_backward()  # a recurrent link may hold it

@@ -30,6 +30,7 @@ def test_share_and_expand(random, device):
             {'/0': 3, '/1': 2},
             inputs=where.send(x),
             fold={'/1': '/0'},
+            tune_steps=2,
         )
     for a, b in zip(on_device.params(), on_host.params()):
         assert a.device == device
