@@ -27,6 +27,13 @@ LATERAL = (8, 32)  # n of the lateral weight
 LATERAL_ORDERS = (4, 16, 64)
 
 
+def train_smaller(run, budget, args):
+    """Makes the run of a smaller network, trained for as long as any other."""
+    return make_smaller(run, budget)._replace(
+        epochs=args.epoch + min(20, 4 * args.epoch), learning_rate=2e-3
+    )
+
+
 def list_conversions(args):
     dense = Run(ARTICLE, epochs=args.epoch)
     yield {'network': 'dense'}, {'trained': dense}
@@ -49,7 +56,8 @@ def list_conversions(args):
         if n in PLANNED:
             run = planned._replace(start='SVD')
             yield {'network': 'SVD, best split'}, {'trained': run}
-        yield {'network': 'smaller'}, {'trained': make_smaller(dense, budget)}
+        run = train_smaller(dense, budget, args)
+        yield {'network': f'smaller, {run}'}, {'trained': run}
 
 
 def list_hashednets(args):
@@ -81,12 +89,14 @@ def list_hashednets(args):
             yield {'network': '784-1000-10, shared'}, fine_tune(run, dropout)
         run = Run(SMALL, max_parameters=budget, start='SVD')
         yield {'network': '784-1000-10, SVD'}, fine_tune(run, dropout)
-        smaller = make_smaller(dense, budget)
-        name = '-'.join(map(str, smaller.sizes))
-        yield {'network': f'{name}, dense'}, {'trained': smaller}
+        run = train_smaller(dense, budget, args)
+        yield {'network': f'{run}, dense'}, {'trained': run}
+    narrow = (784, 100, 10)
     for orders in (1, 4):
-        run = Run((784, 100, 10), (7, 1), start='shared', orders=orders)
+        run = Run(narrow, (7, 1), start='shared', orders=orders)
         yield {'network': '784-100-10, shared'}, fine_tune(run)
+    run = Run(narrow, max_parameters=budget, start='SVD')
+    yield {'network': '784-100-10, SVD'}, fine_tune(run)
 
 
 def list_scratch(args):
@@ -97,14 +107,14 @@ def list_scratch(args):
     low_rank = networks.make_low_rank(shared)._replace(start=None)
     yield {'network': 'l2 of low rank'}, {'trained': low_rank}
     smaller = make_smaller(dense, shared.count_parameters())
-    yield {'network': 'smaller'}, {'trained': smaller}
+    yield {'network': f'{smaller}, dense'}, {'trained': smaller}
     dense = Run(SMALL, epochs=args.epoch)
     yield {'network': '784-1000-10, dense'}, {'trained': dense}
     for order in INPUT_ORDERS[:: args.step]:
         run = dense._replace(common_num=(4, 1), order=order)
         yield {'network': f'l1 shared, {order}'}, {'trained': run}
     smaller = make_smaller(dense, run.count_parameters())
-    yield {'network': 'smaller'}, {'trained': smaller}
+    yield {'network': f'{smaller}, dense'}, {'trained': smaller}
     run = dense._replace(common_num=(98, 4), order='random', orders=20)
     yield {'network': 'l1 and l2 shared, random'}, {'trained': run}
 

@@ -14,25 +14,29 @@ def summarize(run, records, key):
 
 
 def describe_layers(record):
-    """Returns n or the rank of each layer, in words."""
-    return ', '.join(
-        'rank {rank}'.format(**layer)
-        if layer['rank']
-        else str(layer['common_num'])
-        for layer in record['layers']
-    )
+    """Returns n or the ranks of the layers, in words."""
+    layers = record['layers']
+    if any(layer['rank'] for layer in layers):
+        ranks = (str(layer['rank'] or 'full') for layer in layers)
+        return 'ranks ' + ', '.join(ranks)
+    if any(layer['common_num'] > 1 for layer in layers):
+        return ', '.join(str(layer['common_num']) for layer in layers)
+    return ''
 
 
 def make_table(rows, records, seeds, speed):
+    columns = ['network', 'n or rank', 'orders', 'parameters', 'bytes']
+    if any(run.start for _, runs in rows for run in runs.values()):
+        columns.append('at once')
     lines = []
     for labels, runs in rows:
-        line = {'network': '', 'n of the layers': '', 'orders': '', **labels}
+        line = {**dict.fromkeys(columns, ''), **labels}
         for column, run in runs.items():
             found = [records[run._replace(seed=i)] for i in range(seeds)]
             # A plan may differ from seed to seed.
             layers = dict.fromkeys(map(describe_layers, found))
-            line['n of the layers'] = '; '.join(layers)
-            if run.start == 'shared':
+            line['n or rank'] = '; '.join(layers)
+            if any(layer['common_num'] > 1 for layer in found[0]['layers']):
                 line['orders'] = run.orders or 'default'
             for size in ('parameters', 'bytes'):
                 line[size] = f'{max(each[size] for each in found):,}'
