@@ -38,6 +38,7 @@ from chainer_shared_patch.convert import (
     load_npz,
     share,
 )
+from chainer_shared_patch.convert.plan import Plan, PlannedLayer, plan
 from chainer_shared_patch.links import SharedLinear
 from chainer_shared_patch.patch import (
     install,
@@ -50,6 +51,8 @@ from chainer_shared_patch.summary import LinkSummary, Summary, summary
 __version__ = '1.0.0'
 __all__ = [
     'LinkSummary',
+    'Plan',
+    'PlannedLayer',
     'ShareReport',
     'SharedLayer',
     'SharedLinear',
@@ -59,6 +62,7 @@ __all__ = [
     'is_installed',
     'load_npz',
     'patched',
+    'plan',
     'share',
     'summary',
     'uninstall',

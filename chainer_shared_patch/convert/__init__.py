@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, SupportsIndex
 
-from chainer_shared_patch.blocks import tile_blocks
+from chainer_shared_patch.blocks import count_orders, tile_blocks
 from chainer_shared_patch.config import check_model
 from chainer_shared_patch.convert.calibrate import (
     Calibration,
@@ -196,8 +196,23 @@ def share(
         with tqdm(layers, 'share', leave=False, disable=None) as progress:
             for layer in progress:
                 progress.set_postfix_str(layer.path)
+                shared, weight_error, output_error = make_shared(
+                    model, layer, calibration, add_bias
+                )
+                changes.replace(layer.path, layer.link, shared)
+                if calibration is not None:
+                    calibration.shared_last = layer.path
                 rows.append(
-                    _share_layer(changes, layer, calibration, add_bias)
+                    SharedLayer(
+                        layer.path,
+                        layer.common_num,
+                        count_orders(shared.order),
+                        shared.count_params(),
+                        layer.link.count_params(),
+                        weight_error,
+                        output_error,
+                        folded_into.get(layer.path),
+                    )
                 )
         if calibration is not None:
             calibration.rerun({})
@@ -210,25 +225,23 @@ def share(
     if calibration is not None:
         reset_states(model)
     return ShareReport(
-        tuple(
-            row._replace(folded_into=folded_into.get(row.path)) for row in rows
-        ),
+        tuple(rows),
         tuple(changes.restarted),
         passed_over,
         tuned,
     )
 
 
-def _share_layer(
-    changes: Changes,
+def make_shared(
+    model: Link,
     layer: Layer,
     calibration: Calibration | None,
-    add_bias: bool,
-) -> SharedLayer:
-    """Replaces a layer by a shared one."""
+    add_bias: bool = False,
+) -> tuple[SharedLinear, float, float | None]:
+    """Returns what is to replace a layer, and its errors."""
     link, n, order = layer.link, layer.common_num, layer.order
     W = to_cpu(link.W.array)
-    orders = layer.orders or choose_orders(changes.model, link, n)
+    orders = layer.orders or choose_orders(model, link, n)
     weights = numpy.ones(W.shape[1])
     if numpy.any(layer.squares):
         # A little more, for inputs that are zero in these few examples.
@@ -247,23 +260,12 @@ def _share_layer(
         narrow, bias, output_error = calibration.refit(
             layer, order, narrow, has_bias
         )
-        calibration.shared_last = layer.path
     shared = SharedLinear.from_params(
         narrow, bias, nobias=bias is None, common_num=n, order=order
     )
     if bias is None:
         keep_bias(link, shared)
-    changes.replace(layer.path, link, shared)
-    return SharedLayer(
-        layer.path,
-        n,
-        orders,
-        shared.count_params(),
-        link.count_params(),
-        weight_error,
-        output_error,
-        None,
-    )
+    return shared, weight_error, output_error
 
 
 def expand(model: Link) -> None:

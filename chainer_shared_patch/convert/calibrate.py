@@ -17,6 +17,7 @@ import numpy
 
 Batches = list[tuple[Any, ...]]
 _Callback = Callable[[numpy.ndarray, numpy.ndarray], None]
+_Change = Callable[[Mapping[Any, Any]], None]
 
 
 def check_inputs(inputs: Any) -> Batches:
@@ -68,7 +69,7 @@ def run(
     model: Link,
     batches: Batches,
     callbacks: Mapping[Any, _Callback],
-    change: Callable[[Mapping[Any, Any]], None] | None = None,
+    change: _Change | None = None,
 ) -> list[Any]:
     """Returns a model's outputs; a link's callback sees its x and y.
 
@@ -103,6 +104,13 @@ def find_arrays(outputs: Any) -> Iterator[Any]:
             yield from find_arrays(each)
     elif isinstance(outputs, (Variable, *chainer.get_array_types())):
         yield outputs
+
+
+def find_floats(outputs: Any) -> Iterator[numpy.ndarray]:
+    """Yields the arrays of floats that a model returns."""
+    for array in find_arrays(outputs):
+        if array.dtype.kind == 'f':
+            yield to_cpu(chainer.as_array(array))
 
 
 class Calibration:
@@ -193,13 +201,15 @@ class Calibration:
                     'that is an attribute of a link'
                 )
 
-    def rerun(self, callbacks: Mapping[Any, _Callback]) -> None:
+    def rerun(
+        self, callbacks: Mapping[Any, _Callback], change: _Change | None = None
+    ) -> list[Any]:
         """Runs the model, whose outputs are to have the shapes they had."""
         path = self.shared_last
         shared = f'share(): once {path} is shared, the model'
         advice = f'The W of {path} may be used in nothing but the layer itself'
         try:
-            outputs = run(self.model, self.batches, callbacks)
+            outputs = run(self.model, self.batches, callbacks, change)
         except Exception as error:
             if not path:
                 raise
@@ -215,6 +225,7 @@ class Calibration:
                 f'{shared} returns arrays of the shapes {shapes} instead of '
                 f'{before}. {advice}'
             )
+        return outputs
 
     def refit(
         self,

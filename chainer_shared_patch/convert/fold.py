@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from chainer_shared_patch.blocks import count_orders
 from chainer_shared_patch.convert.calibrate import (
     Batches,
-    find_arrays,
+    find_floats,
     run,
 )
 from chainer_shared_patch.convert.choose import (
@@ -136,7 +136,7 @@ def _check_outputs(
     expected = run(model, batches, record)
     expected_ys, ys = ys, []
     actual = run(model, batches, record, reorder)
-    pairs = list(zip(_find_floats(actual), _find_floats(expected)))
+    pairs = list(zip(find_floats(actual), find_floats(expected)))
     if not pairs:
         raise ValueError(
             'share(): cannot check fold, because the model returns no arrays: '
@@ -161,12 +161,6 @@ def _take(array: Any, indices: Any, n_batch_axes: int) -> Any:
     with chainer.using_device(chainer.backend.get_device_from_array(array)):
         rows = array.reshape(*shape[:n_batch_axes], columns)
         return rows.take(indices, axis=-1).reshape(shape)
-
-
-def _find_floats(outputs: Any) -> Iterator[numpy.ndarray]:
-    for array in find_arrays(outputs):
-        if array.dtype.kind == 'f':
-            yield to_cpu(chainer.as_array(array))
 
 
 def _are_same(a: numpy.ndarray, b: numpy.ndarray) -> bool:
