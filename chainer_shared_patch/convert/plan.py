@@ -91,7 +91,7 @@ class Plan(NamedTuple):
             plan that is better than all smaller ones, from the smallest to
             the model as it is.
         passed_over (tuple of str): The paths of the linear layers that cannot
-            be shared.
+            be shared, or that the inputs do not reach.
 
     .. admonition:: Example
 
@@ -178,7 +178,7 @@ class Plan(NamedTuple):
                 f'{self.dense_score:.6g}.'
             )
         if self.passed_over:
-            notes.append(f'Cannot be shared: {", ".join(self.passed_over)}.')
+            notes.append(f'Not shared: {", ".join(self.passed_over)}.')
         return notes
 
     def plot(self, ax: Any = None) -> Any:
@@ -348,7 +348,7 @@ def plan(
         converted.score,
         planner.dense_score,
         tuple(zip(front.sizes.tolist(), front.losses.tolist())),
-        passed_over,
+        (*passed_over, *planner.unreached),
     )
 
 
@@ -438,8 +438,10 @@ class _Curve:
         x = numpy.log(known)
         y = numpy.log(numpy.clip(losses, _LEAST_LOSS, _GREATEST_LOSS))
         # Straight lines, on beyond the first and the last one.
-        slopes = [0.0, *numpy.diff(y) / numpy.diff(x)]
-        first, last = (max(0.0, slopes[i]) for i in (len(slopes) > 1, -1))
+        slopes = numpy.diff(y) / numpy.diff(x)
+        first, last = (
+            numpy.maximum(slopes[[0, -1]], 0) if len(slopes) else (0, 0)
+        )
         x = numpy.array([x[0] - _FAR, *x, x[-1] + _FAR])
         y = numpy.array([y[0] - _FAR * first, *y, y[-1] + _FAR * last])
         with numpy.errstate(over='ignore'):
@@ -514,7 +516,9 @@ class _Planner:
                 f'{self.calibration.outputs[0]!r}{hint_at_predictor(model)}'
             )
         self.dense_score = self._compute_score(model)
-        self.curves = [_Curve(layer) for layer in self.calibration.layers]
+        reached = self.calibration.layers
+        self.unreached = [each.path for each in layers if each not in reached]
+        self.curves = [_Curve(layer) for layer in reached]
         self.other_size = _count_parameters(model) - sum(
             curve.sizes[0] for curve in self.curves
         )
