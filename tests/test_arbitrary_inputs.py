@@ -177,7 +177,17 @@ def list_orders(width, seed):
     identity = numpy.arange(width)
     good = [(None, identity), (p, p), (p.tolist(), p), (p.astype('i1'), p)]
     good += [('interleaved', 'interleaved'), (chainer.Variable(p), p)]
-    bad = [p.astype('f'), p + 1, p[:-1], p[None], p * -1, p > 0, '', 'grouped']
+    good.append((p[None], p))
+    bad = [
+        p.astype('f'),
+        p + 1,
+        p[:-1],
+        [p, 0 * p],
+        p * -1,
+        p > 0,
+        '',
+        'grouped',
+    ]
     bad += [p.astype(str), p.astype('O'), 0, 2.5, math.nan, object, b'1']
     return good * 3 + [(order, None) for order in bad]
 

@@ -145,6 +145,21 @@ def test_states_and_several_outputs(random):
     assert after == pytest.approx(error(), rel=2**-30)
 
 
+@pytest.mark.parametrize(('arguments', 'lengths'), [(1, {75}), (2, {150})])
+@pytest.mark.parametrize('wrap', [chainer.as_array, chainer.as_variable])
+def test_only_single_arrays_are_cut(random, arguments, lengths, wrap):
+    seen = set()
+
+    class Adding(MLP):
+        def forward(self, *xs):
+            seen.update(map(len, xs))
+            return super().forward(sum(xs))
+
+    xs = random.randn(arguments, 150, IN)
+    share(Adding(), 2, inputs=[tuple(map(wrap, xs))], tune_steps=1)
+    assert seen == lengths
+
+
 @pytest.mark.parametrize('dtype', ['float16', chainer.mixed16])
 def test_float16(random, dtype):
     model = MLP(dtype)
