@@ -41,7 +41,7 @@ def convert_shared_linear(params: Any) -> Any:
         return graph.op('Reshape', [x, context.add_const(array, name)])
 
     def gather(x: Any, indices: Any, name: str, axis: int = 0) -> Any:
-        constant = context.add_const(indices.astype(numpy.int64), name)
+        constant = context.add_const(indices.astype(numpy.int32), name)
         return graph.op('Gather', [x, constant], axis=axis)
 
     def add_up(x: Any, axis: int) -> Any:
@@ -52,13 +52,14 @@ def convert_shared_linear(params: Any) -> Any:
     if node.order is None:
         x = add_up(reshape(x, 'shape', n, k), axis=1)
     else:
-        order = to_cpu(node.order).reshape(orders, n, k).swapaxes(0, 1)
+        order = to_cpu(node.order).reshape(orders, n, k).swapaxes(1, 2)
         if orders == 1:
-            order = order[:, 0]
+            order = order[0]
         # Gather would also take a matrix of another width. For batches,
-        # onnxruntime gathers rows faster than columns.
+        # onnxruntime gathers rows faster than columns, and adds up
+        # neighbours fastest.
         x = graph.op('Transpose', [reshape(x, 'shape', n * k)], perm=[1, 0])
-        x = add_up(gather(x, order, 'order'), axis=0)
+        x = add_up(gather(x, order, 'order'), axis=order.ndim - 1)
     if orders == 1:
         is_transposed = node.order is not None
         y = graph.op('Gemm', [x, W, *b], transA=int(is_transposed), transB=1)

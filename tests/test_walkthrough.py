@@ -31,7 +31,7 @@ def get_sample():
         preprocess_mnist(
             read_directory(str(ROOT / 'scripts' / 'mnist_sample'), kind),
             withlabel=True,
-            ndim=1,
+            ndim=3,
             scale=1.0,
             image_dtype=numpy.float32,
             label_dtype=numpy.int32,
@@ -47,7 +47,9 @@ def test_walkthrough(tmp_path, monkeypatch, capsys):
     pytest.importorskip('onnxruntime')
     monkeypatch.chdir(tmp_path)
     train, test = get_sample()
-    monkeypatch.setattr(chainer.datasets, 'get_mnist', lambda: (train, test))
+    monkeypatch.setattr(
+        chainer.datasets, 'get_mnist', lambda ndim: (train, test)
+    )
     names = {}
     accuracies = []
     random_state = numpy.random.get_state()
@@ -56,8 +58,8 @@ def test_walkthrough(tmp_path, monkeypatch, capsys):
         printed = capsys.readouterr().out
         pattern = r'accuracy (0\.\d+)\n'
         accuracies += map(float, re.findall(pattern, printed))
-        # All but accuracies and errors is the same for other data.
-        changes = pattern + r'|\d+\.\d+%| +|-{2,}'
+        # Other data need other plans.
+        changes = r'[\d.,%]+| +|-{2,}'
         assert re.sub(changes, '', printed) == re.sub(changes, '', shown)
     numpy.random.set_state(random_state)
     dense, at_once, tuned, loaded, expanded = accuracies
