@@ -92,6 +92,7 @@ def draw_accuracy():
             spread,
             color=color,
             marker=marker,
+            markersize=7,
             linestyle='' if kind in UNCONNECTED else '-',
             capsize=3,
             label=label,
