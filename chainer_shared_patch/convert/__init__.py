@@ -189,6 +189,11 @@ def share(
         batches = split_batches(model, batches)
     if batches:
         calibration = Calibration(model, layers, batches)
+        for layer in layers:
+            if layer not in calibration.layers:
+                raise ValueError(
+                    f'share(): the inputs never reach {layer.path}'
+                )
         layers = calibration.layers
     with Changes(model) as changes:
         rows = []

@@ -53,6 +53,18 @@ class PlannedLayer(NamedTuple):
         parameters (int): The number of elements of its parameters then.
         loss (float): The loss if only this layer is shared.
 
+    .. admonition:: Example
+
+        >>> import chainer
+        >>> import chainer.links as L
+        >>> from chainer_shared_patch import plan
+        >>> import numpy as np
+        >>> model = chainer.Sequential(L.Linear(20, 5))
+        >>> x = np.random.rand(50, 20).astype(np.float32)
+        >>> (layer,) = plan(model, x, max_parameters=20).layers
+        >>> layer.path, layer.common_num, layer.parameters
+        ('/0', 10, 15)
+
     """
 
     path: str
@@ -79,7 +91,22 @@ class Plan(NamedTuple):
             plan that is better than all smaller ones, from the smallest to
             the model as it is.
         passed_over (tuple of str): The paths of the linear layers that cannot
-            be shared.
+            be shared, or that the inputs do not reach.
+
+    .. admonition:: Example
+
+        >>> import chainer
+        >>> import chainer.links as L
+        >>> from chainer_shared_patch import plan
+        >>> import numpy as np
+        >>> model = chainer.Sequential(
+        ...     L.Linear(20, 30), L.Linear(30, 4))
+        >>> x = np.random.rand(50, 20).astype(np.float32)
+        >>> result = plan(model, x, max_loss=0)
+        >>> result.common_num, result.orders, result.loss
+        ({}, {}, 0.0)
+        >>> result.front[0]  # doctest: +ELLIPSIS
+        (68, ...)
 
     """
 
@@ -151,7 +178,7 @@ class Plan(NamedTuple):
                 f'{self.dense_score:.6g}.'
             )
         if self.passed_over:
-            notes.append(f'Cannot be shared: {", ".join(self.passed_over)}.')
+            notes.append(f'Not shared: {", ".join(self.passed_over)}.')
         return notes
 
     def plot(self, ax: Any = None) -> Any:
@@ -171,7 +198,8 @@ class Plan(NamedTuple):
 
             ax = pyplot.figure().add_subplot()
         # The model as it is comes last. Its loss, 0, has no logarithm.
-        (line,) = ax.loglog(*zip(*self.front[:-1]), label='expected')
+        sizes, losses = numpy.reshape(self.front[:-1], (-1, 2)).T
+        (line,) = ax.loglog(sizes, losses, label='expected')
         ax.loglog(
             self.parameters,
             self.loss,
@@ -191,8 +219,8 @@ def _naming_plan() -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        _, is_ours, message = str(error).partition('share(): ')
-        if not is_ours:
+        call, _, message = str(error).partition(': ')
+        if call != 'share()':
             raise
         raise type(error)(f'plan(): {message}') from error.__cause__
 
@@ -207,7 +235,83 @@ def plan(
     orders: SupportsIndex | Mapping[Any, SupportsIndex | None] | None = None,
     evaluate: Callable[[Any], float] | None = None,
 ) -> Plan:
-    """Plans how many blocks share in which layer of a trained model."""
+    """Plans how many blocks share in which layer of a trained model.
+
+    Some layers can be shared more than others. Within a number of parameters,
+    or a loss, ``plan`` chooses a ``common_num`` for each
+    ``chainer.links.Linear``, for :func:`share`. The model stays as it is.
+
+    The loss is the squared error of the model's outputs for calibration
+    inputs, relative to their squares: with :math:`y` before and
+    :math:`\\hat y` once it is shared,
+
+    .. math::
+        \\sum \\|\\hat y - y\\|^2 \\, / \\, \\sum \\|y\\|^2.
+
+    It is measured with one layer shared at a time, each with a few numbers of
+    blocks; between these, it is taken for a power of the number. Supposing
+    that the losses of the layers add up, the best plan for every number of
+    parameters is the solution of a knapsack problem, which is solved exactly
+    (Nemhauser and Ullmann, "Discrete dynamic programming and capital
+    allocation", 1969). Whatever a plan needs is then measured, until the best
+    one is all measured. In the end a copy of the model is shared as planned,
+    and its loss is measured too. It is often smaller than expected, because a
+    layer that is refitted makes up for some of the errors of those before.
+
+    Args:
+        model (chainer.Link): The model, a chain. It should return its outputs
+            rather than a training loss: of a ``chainer.links.Classifier``,
+            pass the predictor.
+        inputs (array or iterable): Batches of calibration inputs, as for
+            :func:`share`.
+        max_parameters (float): The most elements that all parameters of the
+            model together may have. Of the plans within it, the one with the
+            smallest expected loss is chosen.
+        max_loss (float): The most that the shared model may lose, as measured.
+            A small plan within it is chosen: first the smallest one whose loss
+            is expected to be within it, then those that, judging by the last
+            one, are closer to it. With ``evaluate``, it is the most that the
+            score may fall. Either this or ``max_parameters`` must be given.
+        orders (int or dict): The number of orders, as for :func:`share`. To
+            ``fold`` the orders of the plan, let this be 1.
+        evaluate (callable): A function that returns the score of a model, such
+            as its accuracy on a validation set; more is better. It is called
+            with copies of the model in test mode. With ``max_loss``, the
+            smallest plan whose score does not fall by more is looked for by
+            bisection, as if the score rose with the number of parameters.
+            Each step shares a copy of the model. With ``max_parameters``, the
+            score is only reported.
+
+    Returns:
+        Plan: What to pass to :func:`share`, and what it loses. It prints as a
+        table.
+
+    Raises:
+        TypeError: If the model is not a link, ``inputs`` is not an iterable
+            or a limit is not a number.
+        ValueError: If not exactly one of ``max_parameters`` and ``max_loss``
+            is given; if even the smallest plan has more parameters; if
+            ``max_loss`` is negative; if a parameter has no value yet; if the
+            model returns no arrays of floats; if ``evaluate`` does not return
+            a finite number; or if :func:`share` would raise it.
+
+    .. admonition:: Example
+
+        >>> import chainer_shared_patch
+        >>> import chainer
+        >>> import chainer.functions as F
+        >>> import chainer.links as L
+        >>> import numpy as np
+        >>> model = chainer.Sequential(
+        ...     L.Linear(60, 100), F.relu, L.Linear(100, 10))
+        >>> x = np.random.rand(200, 60).astype(np.float32)
+        >>> plan = chainer_shared_patch.plan(model, x, max_parameters=2000)
+        >>> plan.parameters <= 2000 < plan.dense_parameters
+        True
+        >>> report = chainer_shared_patch.share(
+        ...     model, plan.common_num, inputs=x, orders=plan.orders)
+
+    """
     check_model('plan', model)
     _check_limits(max_parameters, max_loss)
     layers, passed_over = _choose_layers(model, orders)
@@ -244,7 +348,7 @@ def plan(
         converted.score,
         planner.dense_score,
         tuple(zip(front.sizes.tolist(), front.losses.tolist())),
-        passed_over,
+        (*passed_over, *planner.unreached),
     )
 
 
@@ -334,8 +438,10 @@ class _Curve:
         x = numpy.log(known)
         y = numpy.log(numpy.clip(losses, _LEAST_LOSS, _GREATEST_LOSS))
         # Straight lines, on beyond the first and the last one.
-        slopes = [0.0, *numpy.diff(y) / numpy.diff(x)]
-        first, last = (max(0.0, slopes[i]) for i in (len(slopes) > 1, -1))
+        slopes = numpy.diff(y) / numpy.diff(x)
+        first, last = (
+            numpy.maximum(slopes[[0, -1]], 0) if len(slopes) else (0, 0)
+        )
         x = numpy.array([x[0] - _FAR, *x, x[-1] + _FAR])
         y = numpy.array([y[0] - _FAR * first, *y, y[-1] + _FAR * last])
         with numpy.errstate(over='ignore'):
@@ -410,7 +516,9 @@ class _Planner:
                 f'{self.calibration.outputs[0]!r}{hint_at_predictor(model)}'
             )
         self.dense_score = self._compute_score(model)
-        self.curves = [_Curve(layer) for layer in self.calibration.layers]
+        reached = self.calibration.layers
+        self.unreached = [each.path for each in layers if each not in reached]
+        self.curves = [_Curve(layer) for layer in reached]
         self.other_size = _count_parameters(model) - sum(
             curve.sizes[0] for curve in self.curves
         )

@@ -80,7 +80,7 @@ def every_plan():
 def test_best_of_all_within_a_size(every_plan):
     model, x, plans = every_plan
     smallest = min(size for size, _, _ in plans)
-    for limit in range(smallest, size_of(model) + 1, 9):
+    for limit in range(smallest, size_of(model) + 1, 23):
         _, loss, numbers = min(
             (each for each in plans if each[0] <= limit),
             key=lambda each: each[1],
@@ -209,6 +209,7 @@ class Mixed(chainer.Chain):
             self.decoder = L.Linear(8, 8)
             self.tied = L.Linear(8, 8)
             self.own = Own(8, 8)
+            self.unused = L.Linear(8, 1)
         fill(self)
         self.hooked.add_hook(TimerHook())
         self.tied.W = self.decoder.W
@@ -227,9 +228,15 @@ def test_what_cannot_be_shared(random):
     x = random.randn(10, 1, 3, 3)
     result = plan(model, x, max_parameters=500)
     assert list(result.common_num) == ['/fc']
-    assert result.passed_over == ('/decoder', '/hooked', '/own', '/tied')
+    assert result.passed_over == (
+        '/decoder',
+        '/hooked',
+        '/own',
+        '/tied',
+        '/unused',
+    )
     # What is tied counts once.
-    assert result.dense_parameters == 40 + 36 * 8 + 8 + 3 * 64 + 4 * 8
+    assert result.dense_parameters == 40 + 36 * 8 + 8 + 3 * 64 + 4 * 8 + 9
     assert result.parameters <= 500
     share(model, result.common_num, inputs=x, orders=result.orders)
 
@@ -237,6 +244,7 @@ def test_what_cannot_be_shared(random):
 def test_nothing_to_share(random):
     model = Mixed()
     del model.fc
+    del model.unused
     model.forward = lambda x: model.own(model.hooked(x))
     result = plan(model, random.randn(10, 8), max_loss=1)
     assert result.common_num == {}
@@ -295,6 +303,13 @@ def test_dtypes(random, dtype):
 X = numpy.ones((3, IN))
 
 
+class Unfinished(MLP):
+    def __init__(self):
+        super().__init__()
+        with self.init_scope():
+            self.conv = L.Convolution2D(None, 1, 1)
+
+
 @pytest.mark.parametrize(
     ('model', 'inputs', 'limits', 'error', 'message'),
     [
@@ -332,13 +347,11 @@ X = numpy.ones((3, IN))
             '/0 has no weight yet',
         ),
         (
-            lambda: chainer.Sequential(
-                L.Linear(IN, 4), L.BatchNormalization()
-            ),
+            Unfinished,
             X,
             {'max_loss': 1},
             ValueError,
-            '/1/gamma has no value yet',
+            '/conv/W has no value yet',
         ),
         (
             lambda: L.Classifier(MLP()),
