@@ -103,26 +103,22 @@ def main():
         if runs:
             descriptions.append(kind.read(data)[-1])
             records.update(compute_missing(kind, runs, data, out))
-    speed = {}
-    if 'convert' in parts:
-        print('measuring speed', flush=True)
-        rounds, repeats = (2, 5) if args.quick else (9, 50)
-        converted = [
-            run for _, runs in parts['convert'] for run in runs.values()
-        ]
-        speed = measure_speed(
-            converted, records, args.dataset, rounds, repeats
-        )
     command = ['python', '-m', 'measure.compare', *sys.argv[1:]]
     page = [
         describe_run(descriptions),
         f'```console\n$ PYTHONPATH=scripts {shlex.join(command)}\n```',
     ]
     for part, rows in parts.items():
-        page += [
-            f'## {PARTS[part][0]}',
-            make_table(rows, records, args.seeds, speed),
-        ]
+        title, _, _ = PARTS[part]
+        speed = {}
+        if part == 'convert':
+            print('measuring speed', flush=True)
+            rounds, repeats = (2, 5) if args.quick else (9, 50)
+            converted = [run for _, runs in rows for run in runs.values()]
+            speed = measure_speed(
+                converted, records, args.dataset, rounds, repeats
+            )
+        page += [f'## {title}', make_table(rows, records, args.seeds, speed)]
     tables = '\n\n'.join(page) + '\n'
     (out / 'compare.md').write_text(tables, encoding='utf-8')
     print(tables)

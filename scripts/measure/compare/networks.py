@@ -67,6 +67,8 @@ class Run(NamedTuple):
                 words.append(f'l{i} shared by {n}')
             if rank:
                 words.append(f'l{i} of rank {rank}')
+        if self.order != 'contiguous':
+            words.append(self.order)
         if self.orders != 1:
             words.append(f'{self.orders or "default"} orders')
         return ', '.join(words)
