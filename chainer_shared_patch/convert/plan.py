@@ -417,7 +417,9 @@ class _Curve:
         self.numbers = [n for n in range(1, in_size + 1) if in_size % n == 0]
         bias_size = 0 if b is None else b.size
         self.sizes = [W.size // n + bias_size for n in self.numbers]
-        self.losses = {1: 0.0}  # those that have been measured
+        # What has been measured, and which inputs shared.
+        self.losses = {1: 0.0}
+        self.orders: dict[int, Any] = {}
 
     def choose_first(self) -> set[int]:
         """Returns the numbers to measure first."""
@@ -607,23 +609,24 @@ class _Planner:
         outputs = self.calibration.rerun({}, change)
         self.calibration.shared_last = ''
         loss = max(self._compute_loss(outputs), _LEAST_LOSS)
-        curve.losses[common_num] = loss
+        curve.losses[common_num], curve.orders[common_num] = loss, shared.order
         self.progress.update()
 
     def _convert(self, numbers: list[int]) -> _Converted:
         """Shares a copy, as the user would."""
         self.progress.set_postfix_str('')
-        layers = [
-            dataclasses.replace(curve.layer, common_num=n)
+        shared = [
+            (curve.layer.path, n, curve.orders[n])
             for curve, n in zip(self.curves, numbers)
             if n > 1
         ]
         with trial(self.model, same_arrays=False) as copied:
+            # The inputs are grouped as they were; they would be again.
             report = share(
                 copied,
-                {layer.path: layer.common_num for layer in layers},
+                {path: n for path, n, _ in shared},
                 inputs=self.batches,
-                orders={layer.path: layer.orders for layer in layers},
+                order={path: order for path, _, order in shared},
             )
             self.progress.update()
             return _Converted(
