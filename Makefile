@@ -42,7 +42,7 @@ help:
 	@echo '                  train it on RANKS=2 processes'
 	@echo 'make test         run the tests'
 	@echo 'make benchmark    compare the speed with the alternatives (a quarter of an hour)'
-	@echo 'make compare      compare accuracy and size with the alternatives (an hour)'
+	@echo 'make compare      compare accuracy and size with the alternatives (three quarters of an hour)'
 	@echo 'make test-gpu     run the tests that need CuPy and a GPU'
 	@echo 'make wheels       collect the wheels that scripts/verify/gpu.sh needs'
 	@echo 'make wheelhouse   build wheels that install without the two variables'
@@ -77,8 +77,8 @@ benchmark: $(VENV)/installed-plot,onnx
 	PYTHONPATH=scripts $(VENV)/bin/python -m measure.benchmark \
 	    --dataset="$$DATASET" --out="$${OUT:-result-benchmark}" $(ARGS)
 
-compare: $(VENV)/installed-plot,onnx
-	PYTHONPATH=scripts $(VENV)/bin/python -m measure.compare_mnist \
+compare: $(VENV)/installed-onnx
+	PYTHONPATH=scripts $(VENV)/bin/python -m measure.compare \
 	    --dataset="$$DATASET" --out="$${OUT:-result-compare}" $(ARGS)
 
 test-gpu: $(VENV)/installed-test,$(CUDA)

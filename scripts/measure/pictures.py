@@ -1,8 +1,8 @@
 """Draws the pictures of the README.
 
 sharing.svg shows what a shared layer computes. accuracy.svg shows accuracy
-against parameters; its figures are those of the tables in docs/comparison.md,
-which "make compare" measured.
+against bytes; its figures are those of the tables in docs/comparison.md, which
+"make compare" measured.
 """
 
 from pathlib import Path
@@ -20,11 +20,17 @@ SUM, WEIGHT, OUTPUT = '#7d6bb5', '#b5476b', '#6b7280'
 TEXT = '#808080'
 
 KINDS = {
-    'shared': ('shared', BLOCKS[0], 'o'),
-    'svd': ('truncated SVD', BLOCKS[2], 's'),
+    'shared': ('shared, 4 orders', BLOCKS[0], 'o'),
+    'one order': ('shared, one order', SUM, 'v'),
+    'SVD': ('SVD that sees the data', BLOCKS[2], 's'),
     'smaller': ('smaller network', BLOCKS[1], '^'),
     'dense': ('ordinary network', WEIGHT, 'D'),
+    'hashed': ('784 – 1000 – 10: HashedNets, reported', OUTPUT, 'X'),
+    'small': ('784 – 1000 – 10: shared, 4 and 20 orders', BLOCKS[0], '*'),
 }
+UNCONNECTED = 'hashed', 'small'
+# For each budget of HashedNets, the network that is shown.
+SMALL = {('784-1000-10, shared', '4'), ('784-1000-10, shared', '20')}
 
 
 def read_table(heading):
@@ -40,62 +46,62 @@ def read_table(heading):
 
 
 def read_points():
-    """Returns (parameters, accuracy, standard deviation) of each kind.
+    """Returns (bytes, accuracy as it is written) of each kind of network.
 
-    Within a budget of parameters, it is the best network of a kind.
+    Where n or the ranks were also chosen within a number of parameters, that
+    network is shown.
     """
-    points = {kind: [] for kind in KINDS}
-    best = {}
-
-    def read(row, column):
-        parameters = int(row['parameters'].replace(',', ''))
-        return (parameters, *map(float, row[column].split(' ± ')))
-
-    for row in read_table('Trained from scratch'):
-        if row['network'] == 'smaller':
-            points['smaller'].append(read(row, 'trained'))
-    for row in read_table('A trained dense network, converted'):
-        kind = {'calibrated': 'shared'}.get(row['network'], row['network'])
-        if kind in points:
-            column = 'at once' if kind == 'dense' else 'epoch 3 at 0.001'
-            points[kind].append(read(row, column))
+    points = {kind: {} for kind in KINDS}
+    size = 0
+    for row in read_table('A trained network, converted'):
+        kind, _, choice = row['network'].partition(', ')
+        if kind == 'shared':
+            kind = {'1': 'one order', '4': 'shared'}.get(row['orders'])
+        if kind in points and choice != 'planned, tuned':
+            points[kind][size] = row['bytes'], row['trained']
+        size += kind == 'smaller'  # the last one of a size
     for row in read_table('The budgets of HashedNets'):
-        if row['parameters']:
-            name, column = row['network'], 'epoch 30 at 0.002'
-            if '(calibrated)' in name:
-                kind = 'shared'
-            elif '(svd)' in name:
-                kind = 'svd'
-            else:
-                kind, column = 'smaller', 'trained'
-            point = read(row, column)
-            key = row['budget'], kind
-            best[key] = max(best.get(key, point), point, key=lambda p: p[1])
-    for (_, kind), point in best.items():
-        points[kind].append(point)
-    return {kind: sorted(points[kind]) for kind in KINDS}
+        if row['network'] == 'HashedNets on MNIST, as reported':
+            points['hashed'][row['bytes']] = row['bytes'], row['trained']
+        elif (row['network'], row['orders']) in SMALL:
+            points['small'][row['bytes']] = row['bytes'], row['20 epochs']
+    return {kind: list(points[kind].values()) for kind in KINDS}
+
+
+def read_accuracy(text):
+    """Returns mean and standard deviation."""
+    mean, _, spread = text.partition(' ± ')
+    return float(mean), float(spread or 0)
 
 
 def draw_accuracy():
-    """Returns a figure of accuracy against parameters."""
-    figure = Figure(figsize=(7.5, 3.6), layout='constrained')
+    """Returns a figure of accuracy against bytes."""
+    figure = Figure(figsize=(7.5, 4), layout='constrained')
     axes = figure.subplots()
     for kind, points in read_points().items():
         label, color, marker = KINDS[kind]
-        parameters, accuracy, spread = zip(*points)
+        sizes, accuracy, spread = zip(
+            *(
+                (int(size.replace(',', '')), *read_accuracy(accuracy))
+                for size, accuracy in points
+            )
+        )
         axes.errorbar(
-            parameters,
+            sizes,
             accuracy,
             spread,
             color=color,
             marker=marker,
+            markersize=7,
+            linestyle='' if kind in UNCONNECTED else '-',
             capsize=3,
             label=label,
         )
-    axes.set(xscale='log', ylim=(94.8, 98.9))
-    axes.set_xticks([10_000, 30_000, 100_000, 300_000, 1_000_000])
+    axes.set(xscale='log', ylim=(96.4, 98.9))
+    axes.set_xticks([50_000, 100_000, 200_000, 500_000, 1_000_000, 5_000_000])
     axes.xaxis.set_major_formatter('{x:,.0f}')
-    axes.set_xlabel('parameters', color=TEXT)
+    axes.minorticks_off()
+    axes.set_xlabel('bytes of weights and orders', color=TEXT)
     axes.set_ylabel('test accuracy on MNIST [%]', color=TEXT)
     axes.tick_params(which='both', color=TEXT, labelcolor=TEXT)
     axes.grid(color=TEXT, alpha=0.3)
@@ -163,8 +169,7 @@ def describe_points():
     """Returns the figures of accuracy.svg, in words."""
     words = []
     for kind, points in read_points().items():
-        figures = [f'{n:,} {mean:.2f} ± {std:.2f}' for n, mean, std in points]
-        words.append(f'{KINDS[kind][0]}: {", ".join(figures)}')
+        words.append(f'{KINDS[kind][0]}: {", ".join(map(" ".join, points))}')
     return '; '.join(words)
 
 

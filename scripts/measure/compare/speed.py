@@ -5,8 +5,7 @@ import statistics
 import time
 
 import chainer
-from measure.compare_mnist.networks import Network
-from measure.compare_mnist.training import BATCH_SIZE, train
+from measure.compare.networks import BATCH_SIZE, Network, read, update
 import numpy
 
 ONNX_BATCH_SIZES = (1, 32)
@@ -30,20 +29,18 @@ def take_turns(calls, rounds, repeats):
     return {name: numpy.array(times) for name, times in seconds.items()}
 
 
-def measure_training(runs, images, labels, rounds, repeats):
-    """Returns the seconds per epoch of each run in each round."""
+def measure_training(networks, images, labels, rounds, repeats):
+    """Returns the seconds per iteration of each network in each round."""
     batch = images[:BATCH_SIZE], labels[:BATCH_SIZE]
     calls = {}
-    for run in runs:
-        optimizer = chainer.optimizers.Adam().setup(Network(run))
-        calls[run] = functools.partial(train, optimizer, *batch)
-    steps = -(-len(images) // BATCH_SIZE)
-    seconds = take_turns(calls, rounds, repeats)
-    return {run: steps * seconds[run] for run in runs}
+    for name, network in networks.items():
+        optimizer = chainer.optimizers.Adam().setup(network)
+        calls[name] = functools.partial(update, optimizer, *batch)
+    return take_turns(calls, rounds, repeats)
 
 
-def measure_onnx(runs, batch_size, rounds, repeats):
-    """Returns the bytes of each run's ONNX file, and its times.
+def measure_onnx(networks, batch_size, rounds, repeats):
+    """Returns the bytes of each network's ONNX file, and its times.
 
     Neither depends on the trained weights.
     """
@@ -55,31 +52,40 @@ def measure_onnx(runs, batch_size, rounds, repeats):
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     x = numpy.random.rand(batch_size, 784).astype('f')
     sizes, calls = {}, {}
-    for run in runs:
+    for name, network in networks.items():
         with chainer.using_config('train', False):
-            model = onnx_chainer.export(Network(run), x)
+            model = onnx_chainer.export(network, x)
         content = model.SerializeToString()
         session = onnxruntime.InferenceSession(
             content, options, providers=['CPUExecutionProvider']
         )
         inputs = {session.get_inputs()[0].name: x}
-        sizes[run] = len(content)
-        calls[run] = functools.partial(session.run, None, inputs)
+        sizes[name] = len(content)
+        calls[name] = functools.partial(session.run, None, inputs)
     return sizes, take_turns(calls, rounds, repeats)
 
 
-def measure_speed(runs, images, labels, rounds, repeats):
-    """Returns the figures of each run's speed and size, by column."""
-    training = measure_training(runs, images, labels, rounds, repeats)
-    columns = {
-        run: {
-            's/epoch': numpy.median(training[run]),
-            'it / dense': numpy.median(training[run] / training[runs[0]]),
+def measure_speed(runs, records, dataset, rounds, repeats):
+    """Returns the figures of each run's speed and size, by column.
+
+    Ratios are to the first run.
+    """
+    networks = {}
+    for run in runs:
+        sizes = {
+            key: [layer[key] for layer in records[run]['layers']]
+            for key in ('common_num', 'rank', 'orders')
         }
+        # Other orders of the inputs take as long.
+        networks[run] = Network(run._replace(**sizes, order='random'))
+    (images, labels), _, _ = read(dataset)
+    seconds = measure_training(networks, images, labels, rounds, repeats)
+    columns = {
+        run: {'it / dense': numpy.median(seconds[run] / seconds[runs[0]])}
         for run in runs
     }
     for batch_size in ONNX_BATCH_SIZES:
-        sizes, times = measure_onnx(runs, batch_size, rounds, repeats)
+        sizes, times = measure_onnx(networks, batch_size, rounds, repeats)
         for run, line in columns.items():
             line['ONNX bytes'] = sizes[run]
             milliseconds = 1e3 * numpy.median(times[run])

@@ -1,0 +1,128 @@
+"""Compares shared layers with the alternatives.
+
+Each network is trained once per seed. Results are kept in --out, and later
+runs compute only what is missing there. On two cores, this takes three
+quarters of an hour for images, half an hour for a text, and a few minutes with
+--quick.
+"""
+
+import argparse
+import importlib.metadata
+import os
+from pathlib import Path
+import platform
+import shlex
+import sys
+import time
+
+from measure.compare import networks, text
+from measure.compare.experiments import PARTS
+from measure.compare.speed import measure_speed
+from measure.compare.tables import make_table
+from measure.compare.training import compute_missing
+from measure.machine import describe_machine
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        prog='python -m measure.compare',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        '--dataset',
+        type=os.path.expanduser,
+        default='auto',
+        help='images to train on, as for train_mnist.py (default: auto)',
+    )
+    add(
+        '--text',
+        type=os.path.expanduser,
+        help='a file of text, for a recurrent network too',
+    )
+    add(
+        '--out',
+        '-o',
+        type=Path,
+        default='result-compare',
+        help='directory to write to (default: result-compare)',
+    )
+    add('--seeds', type=int, help='number of seeds (default: 3, quick: 1)')
+    add(
+        '--epoch',
+        '-e',
+        type=int,
+        help='epochs to train a network from scratch (default: 8, quick: 1)',
+    )
+    add(
+        '--only',
+        nargs='+',
+        choices=PARTS,
+        help='parts to compute (default: all, and text only with --text)',
+    )
+    add('--quick', action='store_true', help='fewer networks')
+    args = parser.parse_args()
+    args.only = args.only or [
+        part for part in PARTS if part != 'text' or args.text
+    ]
+    if 'text' in args.only and not args.text:
+        parser.error('--only text needs --text FILE')
+    args.seeds = args.seeds or (1 if args.quick else 3)
+    args.epoch = args.epoch or (1 if args.quick else 8)
+    args.step = 3 if args.quick else 1
+    return args
+
+
+def describe_run(descriptions):
+    versions = [
+        f'{name} {importlib.metadata.version(name)}'
+        for name in ('chainer', 'numpy', 'onnxruntime')
+    ]
+    python = 'Python ' + platform.python_version()
+    date = time.strftime('%Y-%m-%d')
+    parts = date, *descriptions, describe_machine(), python, *versions
+    return ', '.join(parts)
+
+
+def main():
+    args = parse_args()
+    out = args.out.expanduser()
+    (out / 'runs').mkdir(parents=True, exist_ok=True)
+    parts = {part: list(PARTS[part][1](args)) for part in args.only}
+    records, descriptions = {}, []
+    for kind, data in ((networks, args.dataset), (text, args.text)):
+        runs = [
+            run._replace(seed=seed)
+            for part, rows in parts.items()
+            for _, row_runs in rows
+            for run in row_runs.values()
+            for seed in range(args.seeds)
+            if PARTS[part][2] is kind
+        ]
+        if runs:
+            descriptions.append(kind.read(data)[-1])
+            records.update(compute_missing(kind, runs, data, out))
+    command = ['python', '-m', 'measure.compare', *sys.argv[1:]]
+    page = [
+        describe_run(descriptions),
+        f'```console\n$ PYTHONPATH=scripts {shlex.join(command)}\n```',
+    ]
+    for part, rows in parts.items():
+        title, _, _ = PARTS[part]
+        speed = {}
+        if part == 'convert':
+            print('measuring speed', flush=True)
+            rounds, repeats = (2, 5) if args.quick else (9, 50)
+            converted = [run for _, runs in rows for run in runs.values()]
+            speed = measure_speed(
+                converted, records, args.dataset, rounds, repeats
+            )
+        page += [f'## {title}', make_table(rows, records, args.seeds, speed)]
+    tables = '\n\n'.join(page) + '\n'
+    (out / 'compare.md').write_text(tables, encoding='utf-8')
+    print(tables)
+
+
+if __name__ == '__main__':
+    main()
