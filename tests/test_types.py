@@ -5,11 +5,14 @@ from __future__ import annotations
 import chainer_shared_patch
 from chainer_shared_patch import (
     LinkSummary,
+    Plan,
+    PlannedLayer,
     SharedLayer,
     SharedLinear,
     ShareReport,
     Summary,
     patched,
+    plan,
     share,
     summary,
 )
@@ -34,9 +37,13 @@ def test_shared_linear() -> None:
     assert_type(copy, SharedLinear)
 
 
-def test_share_and_summary() -> None:
+def test_plan_share_and_summary() -> None:
     x = numpy.ones((2, 20), numpy.float32)
     model = chainer.Sequential(L.Linear(20, 5))
+    result = plan(model, x, max_parameters=20, evaluate=lambda model: 1)
+    assert_type(result, Plan)
+    assert_type(result.layers, tuple[PlannedLayer, ...])
+    assert_type(result.common_num, dict[str, int])
     report = share(model, {'/0': 10}, inputs=x, order='grouped')
     assert_type(report, ShareReport)
     assert_type(report.layers, tuple[SharedLayer, ...])

@@ -34,8 +34,10 @@ import numpy
 from tabulate import tabulate
 from tqdm import tqdm
 
-# The numbers of blocks to measure first, or those nearest to them.
-_FIRST = 4, 16, 64
+# The numbers of blocks to measure first, or those nearest to them. From 50 on,
+# a layer has more orders by default: measured there, and not below, a loss is
+# rather under- than overestimated, and what is underestimated gets measured.
+_FIRST = 4, 64
 # What a loss is taken for if it is zero or not finite.
 _LEAST_LOSS, _GREATEST_LOSS = 1e-30, 1e30
 # More than the logarithm of any number of blocks.
@@ -417,7 +419,9 @@ class _Curve:
         self.numbers = [n for n in range(1, in_size + 1) if in_size % n == 0]
         bias_size = 0 if b is None else b.size
         self.sizes = [W.size // n + bias_size for n in self.numbers]
-        self.losses = {1: 0.0}  # those that have been measured
+        # What has been measured, and which inputs shared.
+        self.losses = {1: 0.0}
+        self.orders: dict[int, Any] = {}
 
     def choose_first(self) -> set[int]:
         """Returns the numbers to measure first."""
@@ -607,23 +611,24 @@ class _Planner:
         outputs = self.calibration.rerun({}, change)
         self.calibration.shared_last = ''
         loss = max(self._compute_loss(outputs), _LEAST_LOSS)
-        curve.losses[common_num] = loss
+        curve.losses[common_num], curve.orders[common_num] = loss, shared.order
         self.progress.update()
 
     def _convert(self, numbers: list[int]) -> _Converted:
         """Shares a copy, as the user would."""
         self.progress.set_postfix_str('')
-        layers = [
-            dataclasses.replace(curve.layer, common_num=n)
+        shared = [
+            (curve.layer.path, n, curve.orders[n])
             for curve, n in zip(self.curves, numbers)
             if n > 1
         ]
         with trial(self.model, same_arrays=False) as copied:
+            # The inputs are grouped as they were; they would be again.
             report = share(
                 copied,
-                {layer.path: layer.common_num for layer in layers},
+                {path: n for path, n, _ in shared},
                 inputs=self.batches,
-                orders={layer.path: layer.orders for layer in layers},
+                order={path: order for path, _, order in shared},
             )
             self.progress.update()
             return _Converted(
