@@ -267,9 +267,10 @@ def tile_blocks(
         ``x``.
 
     Raises:
-        ValueError: If ``common_num`` is less than 1, or ``order`` does not
-            have ``common_num * k`` columns. That it is a permutation is not
-            checked.
+        ValueError: If ``common_num`` is less than 1, the number of orders
+            does not divide the number of columns of ``x``, or ``order`` does
+            not have ``common_num * k`` columns. That it is a permutation is
+            not checked.
 
     .. admonition:: Example
 
@@ -284,7 +285,12 @@ def tile_blocks(
         raise ValueError(f'common_num must be at least 1, but is {common_num}')
     order = _look_up(order)
     number = 1 if per_slice else count_orders(order)
-    k = columns // number
+    k, rest = divmod(columns, number)
+    if rest:
+        raise ValueError(
+            f'x must have the same number of columns for each of {number} '
+            f'orders, but x.shape is {x.shape}'
+        )
     _check_length(order, common_num * k)
     if per_slice and order is not None and order.ndim == 2:
         return _apply_per_slice(

@@ -102,6 +102,11 @@ def test_order_of_another_length(length):
         blocks.tile_blocks(numpy.zeros((3, 2)), 2, order)
 
 
+def test_columns_that_orders_do_not_divide():
+    with pytest.raises(ValueError, match=r'each of 2 orders.* \(3, 5\)$'):
+        blocks.tile_blocks(numpy.zeros((3, 5)), 2, numpy.zeros((2, 4), int))
+
+
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize(('batch_size', 'n', 'k'), SHAPES)
