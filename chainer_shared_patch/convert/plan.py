@@ -28,6 +28,7 @@ from chainer_shared_patch.convert.replace import Changes
 from chainer_shared_patch.functions import VariableOrArray
 from chainer_shared_patch.links import SharedLinear
 from chainer_shared_patch.trial import trial
+import chainer
 from chainer.link import Link
 from chainer.links.connection.linear import Linear
 import numpy
@@ -653,7 +654,8 @@ class _Planner:
             return None
         with trial(model, same_arrays=False) as copied:
             reset_states(copied)
-            score = float(self.evaluate(copied))
+            # F.accuracy, say, returns a variable.
+            score = float(chainer.as_array(self.evaluate(copied)))
         if not math.isfinite(score):
             raise ValueError(
                 'plan(): evaluate must return a finite number, but returned '

@@ -268,14 +268,17 @@ def test_model_stays(x):
     numpy.testing.assert_array_equal(numpy.random.get_state()[1], random_state)
 
 
-def test_evaluate_in_test_mode_from_a_fresh_state(random):
+@pytest.mark.parametrize(
+    'wrap', [int, lambda y: chainer.Variable(numpy.array(y, 'f'))]
+)
+def test_evaluate_in_test_mode_from_a_fresh_state(random, wrap):
     model = Recurrent()
     model.lstm(random.randn(2, 8))
     seen = []
 
     def evaluate(model):
         seen.append((model.lstm.h, chainer.config.train))
-        return 1
+        return wrap(1)
 
     result = plan(
         model, random.randn(5, 2, 8), max_parameters=600, evaluate=evaluate
