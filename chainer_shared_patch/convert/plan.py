@@ -295,8 +295,9 @@ def plan(
         ValueError: If not exactly one of ``max_parameters`` and ``max_loss``
             is given; if even the smallest plan has more parameters; if
             ``max_loss`` is negative; if a parameter has no value yet; if the
-            model returns no arrays of floats; if ``evaluate`` does not return
-            a finite number; or if :func:`share` would raise it.
+            model returns no arrays of floats, or some that are not finite; if
+            ``evaluate`` does not return a finite number; or if :func:`share`
+            would raise it.
 
     .. admonition:: Example
 
@@ -519,6 +520,11 @@ class _Planner:
             raise ValueError(
                 'plan(): the model must return arrays of floats, but returns '
                 f'{self.calibration.outputs[0]!r}{hint_at_predictor(model)}'
+            )
+        if not all(numpy.isfinite(y).all() for y in self.dense_outputs):
+            raise ValueError(
+                'plan(): with the inputs, an output of the model is not '
+                'finite, so no loss can be measured'
             )
         self.dense_score = self._compute_score(model)
         reached = self.calibration.layers

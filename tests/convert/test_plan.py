@@ -313,6 +313,11 @@ class Unfinished(MLP):
             self.conv = L.Convolution2D(None, 1, 1)
 
 
+class Infinite(MLP):
+    def forward(self, x):
+        return super().forward(x) * -numpy.inf
+
+
 @pytest.mark.parametrize(
     ('model', 'inputs', 'limits', 'error', 'message'),
     [
@@ -370,6 +375,7 @@ class Unfinished(MLP):
             ValueError,
             'must return arrays of floats, but .* pass its predictor',
         ),
+        (Infinite, X, {'max_parameters': 99}, ValueError, 'is not finite'),
         (
             MLP,
             X,
