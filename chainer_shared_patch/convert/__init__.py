@@ -135,6 +135,8 @@ def share(
             cut into batches of a hundred examples, unless the model has
             recurrent links. Two hundred steps with a thousand examples gain
             most of what there is; a thousand with five thousand gain more.
+            If the outputs are farther off afterwards, the layers stay as they
+            were refitted.
 
     Returns:
         ShareReport: The layers and what they lose. It prints as a table.

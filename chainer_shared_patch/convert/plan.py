@@ -28,6 +28,7 @@ from chainer_shared_patch.convert.replace import Changes
 from chainer_shared_patch.functions import VariableOrArray
 from chainer_shared_patch.links import SharedLinear
 from chainer_shared_patch.trial import trial
+import chainer
 from chainer.link import Link
 from chainer.links.connection.linear import Linear
 import numpy
@@ -294,8 +295,9 @@ def plan(
         ValueError: If not exactly one of ``max_parameters`` and ``max_loss``
             is given; if even the smallest plan has more parameters; if
             ``max_loss`` is negative; if a parameter has no value yet; if the
-            model returns no arrays of floats; if ``evaluate`` does not return
-            a finite number; or if :func:`share` would raise it.
+            model returns no arrays of floats, or some that are not finite; if
+            ``evaluate`` does not return a finite number; or if :func:`share`
+            would raise it.
 
     .. admonition:: Example
 
@@ -519,6 +521,11 @@ class _Planner:
                 'plan(): the model must return arrays of floats, but returns '
                 f'{self.calibration.outputs[0]!r}{hint_at_predictor(model)}'
             )
+        if not all(numpy.isfinite(y).all() for y in self.dense_outputs):
+            raise ValueError(
+                'plan(): with the inputs, an output of the model is not '
+                'finite, so no loss can be measured'
+            )
         self.dense_score = self._compute_score(model)
         reached = self.calibration.layers
         self.unreached = [each.path for each in layers if each not in reached]
@@ -653,7 +660,8 @@ class _Planner:
             return None
         with trial(model, same_arrays=False) as copied:
             reset_states(copied)
-            score = float(self.evaluate(copied))
+            # F.accuracy, say, returns a variable.
+            score = float(chainer.as_array(self.evaluate(copied)))
         if not math.isfinite(score):
             raise ValueError(
                 'plan(): evaluate must return a finite number, but returned '

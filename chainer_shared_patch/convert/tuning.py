@@ -52,9 +52,11 @@ def tune(
 ) -> tuple[float, float]:
     """Trains layers, in place, so that the model gives these outputs.
 
-    It returns the relative error of the outputs before and after.
+    It returns the relative error of the outputs before and after. If that
+    were larger, as where weights are small for Adam's steps, they stay.
     """
     params = _find_params(model, paths)
+    untuned = {path: param.array.copy() for path, param in params.items()}
     targets = list(map(_find_floats, outputs))
     optimizer = Adam()
     rules: dict[str, Any] = {
@@ -95,7 +97,12 @@ def tune(
                 f'share(): tune_steps makes elements of {path} NaN or '
                 'infinity, as outputs that are not finite do'
             )
-    return before, _measure_error(model, batches, targets)
+    after = _measure_error(model, batches, targets)
+    if after > before:
+        for path, param in params.items():
+            param.array = untuned[path]
+        after = before
+    return before, after
 
 
 def _find_params(model: Link, paths: list[str]) -> dict[str, Any]:

@@ -268,14 +268,17 @@ def test_model_stays(x):
     numpy.testing.assert_array_equal(numpy.random.get_state()[1], random_state)
 
 
-def test_evaluate_in_test_mode_from_a_fresh_state(random):
+@pytest.mark.parametrize(
+    'wrap', [int, lambda y: chainer.Variable(numpy.array(y, 'f'))]
+)
+def test_evaluate_in_test_mode_from_a_fresh_state(random, wrap):
     model = Recurrent()
     model.lstm(random.randn(2, 8))
     seen = []
 
     def evaluate(model):
         seen.append((model.lstm.h, chainer.config.train))
-        return 1
+        return wrap(1)
 
     result = plan(
         model, random.randn(5, 2, 8), max_parameters=600, evaluate=evaluate
@@ -308,6 +311,11 @@ class Unfinished(MLP):
         super().__init__()
         with self.init_scope():
             self.conv = L.Convolution2D(None, 1, 1)
+
+
+class Infinite(MLP):
+    def forward(self, x):
+        return super().forward(x) * -numpy.inf
 
 
 @pytest.mark.parametrize(
@@ -367,6 +375,7 @@ class Unfinished(MLP):
             ValueError,
             'must return arrays of floats, but .* pass its predictor',
         ),
+        (Infinite, X, {'max_parameters': 99}, ValueError, 'is not finite'),
         (
             MLP,
             X,

@@ -170,6 +170,18 @@ def test_float16(random, dtype):
     assert after < before
 
 
+def test_worse_is_not_kept(random, x):
+    # The weights are small for Adam's steps.
+    model = MLP()
+    model.l2.W.array *= 1e-4
+    refitted = model.copy('copy')
+    share(refitted, {'/l2': 2}, inputs=x)
+    before, after = share(model, {'/l2': 2}, inputs=x, tune_steps=2).tuned
+    assert before == after > 0
+    for param in ('W', 'b'):
+        assert_same(*(getattr(m.l2, param).array for m in (model, refitted)))
+
+
 class Loss(MLP):
     def forward(self, x):
         return F.sum(super().forward(x)), numpy.arange(3)
