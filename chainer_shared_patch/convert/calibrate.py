@@ -40,11 +40,19 @@ def check_inputs(inputs: Any) -> Batches:
             f'are {inputs!r}'
         ) from None
     batches = [
-        batch if isinstance(batch, tuple) else (batch,) for batch in inputs
+        tuple(map(_detach, batch if isinstance(batch, tuple) else (batch,)))
+        for batch in inputs
     ]
     if not batches:
         raise ValueError('share(): inputs must hold at least one batch')
     return batches
+
+
+def _detach(argument: Any) -> Any:
+    """Leaves the graph that a variable may come from to the caller."""
+    if isinstance(argument, Variable):
+        return Variable(argument.array)
+    return argument
 
 
 class _Watch(chainer.LinkHook):

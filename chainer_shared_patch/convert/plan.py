@@ -271,19 +271,17 @@ def plan(
             model together may have. Of the plans within it, the one with the
             smallest expected loss is chosen.
         max_loss (float): The most that the shared model may lose, as measured.
-            A small plan within it is chosen: first the smallest one whose loss
-            is expected to be within it, then those that, judging by the last
-            one, are closer to it. With ``evaluate``, it is the most that the
-            score may fall. Either this or ``max_parameters`` must be given.
+            The smallest plan within it is looked for by bisection, as if the
+            loss fell with the number of parameters, until the next smaller
+            plan is less than 5 % smaller. Each step shares a copy of the
+            model. With ``evaluate``, it is the most that the score may fall.
+            Either this or ``max_parameters`` must be given.
         orders (int or dict): The number of orders, as for :func:`share`. To
             ``fold`` the orders of the plan, let this be 1.
         evaluate (callable): A function that returns the score of a model, such
             as its accuracy on a validation set; more is better. It is called
-            with copies of the model in test mode. With ``max_loss``, the
-            smallest plan whose score does not fall by more is looked for by
-            bisection, as if the score rose with the number of parameters.
-            Each step shares a copy of the model. With ``max_parameters``, the
-            score is only reported.
+            with copies of the model in test mode. With ``max_parameters``,
+            the score is only reported.
 
     Returns:
         Plan: What to pass to :func:`share`, and what it loses. It prints as a
@@ -560,17 +558,23 @@ class _Planner:
         too_small, enough = 0, int(self.find_front().sizes[-1])
         ratio = 1.0
 
-        def pick(front: _Front) -> Any:
-            if self.evaluate is None:
-                # What the last plan lost was this much of what was expected.
-                return (front.losses <= max_loss / ratio).argmax()
+        def guess(front: _Front) -> Any:
+            # What the last plan lost was this much of what was expected.
+            return (front.losses <= max_loss / ratio).argmax()
+
+        def bisect(front: _Front) -> Any:
             between = front.sizes.searchsorted([too_small + 1, enough])
             return between.sum() // 2
 
-        while True:
-            size, loss, candidate = self._settle(pick)
+        guesses = 0 if self.evaluate else 2
+        while enough > 1.05 * too_small:
+            size, loss, candidate = self._settle(guess if guesses else bisect)
             if not too_small < size < enough:
-                return numbers, converted
+                if not guesses:
+                    break
+                guesses = 0
+                continue
+            guesses = max(0, guesses - 1)
             attempt = self._convert(candidate)
             ratio = max(attempt.loss, _LEAST_LOSS) / loss
             if self.evaluate is None:
@@ -581,6 +585,7 @@ class _Planner:
                 enough, numbers, converted = size, candidate, attempt
             else:
                 too_small = size
+        return numbers, converted
 
     def _settle(
         self, pick: Callable[[_Front], Any]

@@ -140,6 +140,20 @@ def test_loss_is_measured(every_plan, max_loss):
     assert bool(smaller) == (max_loss < 5)
 
 
+@pytest.mark.parametrize('seed', range(4))
+def test_loss_that_only_small_numbers_meet(seed):
+    numpy.random.seed(seed)
+    model = chainer.Sequential(L.Linear(24, 36), F.relu, L.Linear(36, 10))
+    x = numpy.random.rand(60, 24)
+    losses = {}
+    for path, n in (('/0', 2), ('/1', 2)):
+        shared = share_copy(model, {path: n}, inputs=x, orders=1)
+        losses[path] = relative_error(shared, model, x)
+    max_loss = 1.01 * min(losses.values())
+    result = plan(model, x, max_loss=max_loss, orders=1)
+    assert 0 < result.loss <= max_loss
+
+
 @pytest.mark.arithmetic
 def test_more_numbers_than_are_measured(random):
     # 60 has 11 divisors besides 1.

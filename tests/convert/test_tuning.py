@@ -226,3 +226,12 @@ def test_errors_change_nothing(x, make, settings, message):
 
 def test_nothing_to_tune(x):
     assert share(MLP(), {}, inputs=x, tune_steps=3).tuned is None
+
+
+def test_graph_of_the_inputs_stays(random):
+    encoder = L.Linear(8, 8)
+    h = encoder(random.randn(5, 8).astype('f'))
+    model = chainer.Sequential(L.Linear(8, 3))
+    share(model, 2, inputs=h, tune_steps=3)
+    F.sum(h).backward()
+    assert numpy.isfinite(encoder.W.grad).all()
