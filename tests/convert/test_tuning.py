@@ -230,8 +230,9 @@ def test_nothing_to_tune(x):
 
 def test_graph_of_the_inputs_stays(random):
     encoder = L.Linear(8, 8)
-    h = encoder(random.randn(5, 8).astype('f'))
+    h = encoder(random.randn(5, 8))
     model = chainer.Sequential(L.Linear(8, 3))
     share(model, 2, inputs=h, tune_steps=3)
+    encoder.cleargrads()
     F.sum(h).backward()
-    assert numpy.isfinite(encoder.W.grad).all()
+    assert encoder.W.grad is not None
