@@ -188,11 +188,11 @@ class Plan(NamedTuple):
         """Draws the loss against the number of parameters with matplotlib.
 
         Args:
-            ax (matplotlib.axes.Axes): Where to draw; by default, in a new
-                figure.
+            ax (object): The matplotlib axes to draw in; by default, those of a
+                new figure.
 
         Returns:
-            matplotlib.axes.Axes: The expected loss of all plans as a line,
+            object: The axes, with the expected loss of all plans as a line,
             and the measured loss of this one as a point.
 
         """
