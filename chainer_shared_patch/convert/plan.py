@@ -165,7 +165,10 @@ class Plan(NamedTuple):
             headers='keys',
             tablefmt=style,
             disable_numparse=True,
-            colalign=['left', *['right'] * (len(columns) - 1)],
+            # Older releases of tabulate align no table without rows.
+            colalign=['left', *['right'] * (len(columns) - 1)]
+            if self.layers
+            else None,
         )
         return text
 
