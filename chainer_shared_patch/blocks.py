@@ -195,7 +195,7 @@ def _sum_columns(
     for rows in _slice_rows(x):
         # Gathering rows takes a third of the time that columns take.
         transposed = numpy.array(x[rows].T, dtype, order='C')
-        step = max(1, 512 // number)
+        step = max(1, 1024 // number)
         for start in range(0, columns, step):
             part = slice(start, start + step)
             gathered = transposed.take(index[:, part], axis=0)
