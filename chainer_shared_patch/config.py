@@ -30,15 +30,23 @@ def check_common_num(value: Any, setting: str) -> int:
     """Returns a ``common_num``, or raises an error that names its setting."""
     if type(value) is int and value >= 1:  # fast, since every layer asks
         return value
+    meaning = ', the number of input blocks that share a weight'
+    return check_integer(value, setting, 1, meaning)
+
+
+def check_integer(
+    value: Any, setting: str, least: int, meaning: str = ''
+) -> int:
+    """Returns an integer, or raises an error that names its setting."""
     if (
         isinstance(value, (int, numpy.integer))
         and not isinstance(value, bool)
-        and value >= 1
+        and value >= least
     ):
         return int(value)
     raise ValueError(
-        f'{setting} must be an integer of at least 1, the number of input '
-        f'blocks that share a weight, but it is {value!r}'
+        f'{setting} must be an integer of at least {least}{meaning}, but it '
+        f'is {value!r}'
     )
 
 

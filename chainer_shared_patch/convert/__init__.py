@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, SupportsIndex
 
 from chainer_shared_patch.blocks import count_orders, tile_blocks
-from chainer_shared_patch.config import check_model
+from chainer_shared_patch.config import check_integer, check_model
 from chainer_shared_patch.convert.calibrate import (
     Calibration,
     check_inputs,
@@ -15,7 +15,6 @@ from chainer_shared_patch.convert.calibrate import (
 from chainer_shared_patch.convert.choose import (
     Layer,
     LayerOrder,
-    check_integer,
     check_link,
     choose_layers,
     choose_orders,

@@ -11,6 +11,7 @@ from chainer_shared_patch.blocks import count_orders
 from chainer_shared_patch.config import (
     check_common_num,
     check_divides,
+    check_integer,
     check_order,
 )
 from chainer_shared_patch.links import Permutation, SharedLinear
@@ -83,20 +84,6 @@ def choose_layers(
         and type(link) not in (Linear, SharedLinear)
         and any(fnmatchcase(path, pattern) for pattern in patterns)
     )
-
-
-def check_integer(value: Any, setting: str, least: int) -> int:
-    """Returns an integer, or raises an error that names its setting."""
-    if (
-        not isinstance(value, (int, numpy.integer))
-        or isinstance(value, bool)
-        or value < least
-    ):
-        raise ValueError(
-            f'{setting} must be an integer of at least {least}, but it is '
-            f'{value!r}'
-        )
-    return int(value)
 
 
 def name_links(setting: str, values: Any, model: Link) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import math
 from numbers import Real
 from typing import Any, NamedTuple, SupportsIndex
 
+from chainer_shared_patch.blocks import count_orders
 from chainer_shared_patch.config import check_model
 from chainer_shared_patch.convert import make_shared, share
 from chainer_shared_patch.convert.calibrate import (
@@ -25,6 +26,7 @@ from chainer_shared_patch.convert.choose import (
     hint_at_predictor,
 )
 from chainer_shared_patch.convert.replace import Changes
+from chainer_shared_patch.convert.report import tabulate_layers
 from chainer_shared_patch.functions import VariableOrArray
 from chainer_shared_patch.links import SharedLinear
 from chainer_shared_patch.trial import trial
@@ -32,7 +34,6 @@ import chainer
 from chainer.link import Link
 from chainer.links.connection.linear import Linear
 import numpy
-from tabulate import tabulate
 from tqdm import tqdm
 
 # The numbers of blocks to measure first, or those nearest to them. From 50 on,
@@ -153,24 +154,14 @@ class Plan(NamedTuple):
         return '\n'.join([self._tabulate('html'), *notes])
 
     def _tabulate(self, style: str) -> str:
-        columns = {
+        columns: dict[str, list[Any]] = {
             'layer': [layer.path for layer in self.layers],
             'common_num': [layer.common_num for layer in self.layers],
             'orders': [layer.orders for layer in self.layers],
             'parameters': [f'{layer.parameters:,}' for layer in self.layers],
             'expected loss': [f'{layer.loss:.2g}' for layer in self.layers],
         }
-        text: str = tabulate(
-            columns,
-            headers='keys',
-            tablefmt=style,
-            disable_numparse=True,
-            # Older releases of tabulate align no table without rows.
-            colalign=['left', *['right'] * (len(columns) - 1)]
-            if self.layers
-            else None,
-        )
-        return text
+        return tabulate_layers(columns, style)
 
     def _make_notes(self) -> list[str]:
         notes = [
@@ -339,7 +330,7 @@ def plan(
         PlannedLayer(
             curve.layer.path,
             n,
-            converted.orders.get(curve.layer.path, 1),
+            count_orders(curve.orders.get(n)),
             curve.sizes[curve.numbers.index(n)],
             curve.losses[n],
         )
@@ -492,7 +483,6 @@ class _Converted(NamedTuple):
 
     loss: float
     score: float | None
-    orders: dict[str, int]
 
 
 class _Planner:
@@ -557,7 +547,7 @@ class _Planner:
     def meet_loss(self, max_loss: Any) -> tuple[list[int], _Converted]:
         """Returns the numbers of a small plan that loses no more."""
         numbers = [1] * len(self.curves)
-        converted = _Converted(0.0, self.dense_score, {})
+        converted = _Converted(0.0, self.dense_score)
         too_small, enough = 0, int(self.find_front().sizes[-1])
         ratio = 1.0
 
@@ -639,7 +629,7 @@ class _Planner:
         ]
         with trial(self.model, same_arrays=False) as copied:
             # The inputs are grouped as they were; they would be again.
-            report = share(
+            share(
                 copied,
                 {path: n for path, n, _ in shared},
                 inputs=self.batches,
@@ -649,7 +639,6 @@ class _Planner:
             return _Converted(
                 self._compute_loss(run(copied, self.batches, {})),
                 self._compute_score(copied),
-                {row.path: row.orders for row in report.layers},
             )
 
     def _compute_loss(self, outputs: Any) -> float:

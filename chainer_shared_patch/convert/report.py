@@ -137,14 +137,21 @@ class ShareReport(NamedTuple):
             }
             for header, cells in columns.items():
                 cells.append(totals.get(header, ''))
-        text: str = tabulate(
-            columns,
-            headers='keys',
-            tablefmt=style,
-            disable_numparse=True,
-            colalign=[
-                'left' if header in ('layer', 'order folded into') else 'right'
-                for header in columns
-            ],
-        )
-        return text
+        return tabulate_layers(columns, style)
+
+
+def tabulate_layers(columns: dict[str, list[Any]], style: str) -> str:
+    """Returns a table, whose columns of paths are aligned to the left."""
+    align = [
+        'left' if header in ('layer', 'order folded into') else 'right'
+        for header in columns
+    ]
+    text: str = tabulate(
+        columns,
+        headers='keys',
+        tablefmt=style,
+        disable_numparse=True,
+        # Older releases of tabulate align no table without rows.
+        colalign=align if any(columns.values()) else None,
+    )
+    return text

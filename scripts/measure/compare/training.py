@@ -7,6 +7,7 @@ import multiprocessing
 import os
 
 from chainer_shared_patch import SharedLinear
+from chainer_shared_patch.blocks import count_orders
 import chainer
 from measure.machine import count_cores
 import numpy
@@ -34,8 +35,7 @@ def describe(layer):
     if isinstance(layer, chainer.Sequential):
         return {'common_num': 1, 'rank': layer[0].out_size, 'orders': 1}
     n = getattr(layer, 'common_num', 1)
-    order = getattr(layer, 'order', None)
-    orders = 1 if order is None or order.ndim == 1 else len(order)
+    orders = count_orders(getattr(layer, 'order', None))
     return {'common_num': n, 'rank': 0, 'orders': orders}
 
 
