@@ -1,4 +1,4 @@
-"""How processes start, and pools that have no worker for a moment."""
+"""How processes start, and the iterator that loads examples in processes."""
 
 from __future__ import annotations
 
@@ -23,6 +23,34 @@ def _fix_multiprocess_iterator(module: Any) -> None:
         run(self)
 
     module._PrefetchLoop._run = run_with_chunks
+
+
+def _save_without_order(module: Any) -> None:
+    from chainer.iterators.serial_iterator import SerialIterator
+
+    iterator = module.MultiprocessIterator
+    serialize = iterator.serialize
+
+    @functools.wraps(serialize)
+    def serialize_without_order(self: Any, serializer: Any) -> None:
+        if self._state.order is None:
+            SerialIterator.serialize(self, serializer)
+            self._reset_state(*self._state)
+        else:
+            serialize(self, serializer)
+
+    def get_state(self: Any) -> dict[str, Any]:
+        init = vars(self).copy()
+        for name in ('_comm', '_prefetch_loop', '_state'):
+            del init[name]
+        return {
+            **self._state._asdict(),
+            'previous_epoch_detail': self._previous_epoch_detail,
+            'init': init,
+        }
+
+    iterator.serialize = serialize_without_order
+    iterator.__getstate__ = get_state
 
 
 class ForkingByDefault:
@@ -95,5 +123,12 @@ FIXES = (
         broken='with maxtasksperchild it hangs after a ZeroDivisionError',
         when=None,
         apply=_fix_multiprocess_iterator,
+    ),
+    Fix(
+        module='chainer.iterators.multiprocess_iterator',
+        broken='with shuffle=False it cannot be saved, and pickling it '
+        'loses its position',
+        when=None,
+        apply=_save_without_order,
     ),
 )

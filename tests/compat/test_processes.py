@@ -1,13 +1,21 @@
+import itertools
 import multiprocessing
 from multiprocessing.pool import Pool
+import pickle
 import subprocess
 import sys
 import threading
 
 import chainer_shared_patch  # noqa: F401
 from chainer_shared_patch.compat.processes import ForkingByDefault
+import chainer
+from chainer import training
+import chainer.functions as F
 from chainer.iterators import MultiprocessIterator
+import chainer.links as L
+from chainer.training import extensions
 from chainer.training.extensions import snapshot_writers
+import numpy
 import pytest
 
 
@@ -47,6 +55,77 @@ def test_pool_without_a_worker(monkeypatch, batch_size):
 def test_maxtasksperchild():
     batches = take(2, maxtasksperchild=1)
     assert batches == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def save_and_load(iterator, new, directory):
+    path = str(directory / 'iterator')
+    chainer.serializers.save_npz(path, iterator)
+    chainer.serializers.load_npz(path, new)
+    return new
+
+
+def pickle_and_unpickle(iterator, new, directory):
+    new.finalize()
+    return pickle.loads(pickle.dumps(iterator))
+
+
+@pytest.mark.parametrize('restore', [save_and_load, pickle_and_unpickle])
+@pytest.mark.parametrize('repeat', [False, True])
+@pytest.mark.parametrize('position', [0, 2, 4])
+def test_resuming_without_an_order(tmp_path, restore, repeat, position):
+    data = list(range(10))
+    serial = chainer.iterators.SerialIterator(data, 3, repeat, shuffle=False)
+    iterator, new = (
+        MultiprocessIterator(data, 3, repeat, shuffle=False, n_processes=1)
+        for _ in range(2)
+    )
+    for _ in range(position):
+        assert iterator.next() == serial.next()
+    resumed = restore(iterator, new, tmp_path)
+    for each in (resumed, iterator):
+        assert each.epoch_detail == serial.epoch_detail
+        assert each.previous_epoch_detail == serial.previous_epoch_detail
+    for batch in itertools.islice(serial, 4):
+        assert resumed.next() == iterator.next() == batch
+        assert resumed.is_new_epoch == serial.is_new_epoch
+    for each in (resumed, iterator):
+        if not repeat:
+            with pytest.raises(StopIteration):
+                each.next()
+        each.finalize()
+
+
+def test_training_that_is_resumed_without_an_order(tmp_path):
+    def make():
+        model = L.Linear(1, 1)
+
+        def compute_loss(x):
+            batches.append(x.ravel().tolist())
+            return F.sum(model(x))
+
+        iterator = MultiprocessIterator(
+            numpy.arange(10, dtype='f')[:, None],
+            3,
+            shuffle=False,
+            n_processes=1,
+        )
+        optimizer = chainer.optimizers.SGD().setup(model)
+        updater = training.StandardUpdater(
+            iterator, optimizer, loss_func=compute_loss
+        )
+        trainer = training.Trainer(updater, (6, 'iteration'), tmp_path)
+        trainer.extend(
+            extensions.snapshot(filename='snapshot'), trigger=(5, 'iteration')
+        )
+        return trainer
+
+    batches = []
+    make().run()
+    trainer = make()
+    chainer.serializers.load_npz(tmp_path / 'snapshot', trainer)
+    trainer.run()
+    assert len(batches) == 7
+    assert batches[6] == batches[5] == [5, 6, 7]
 
 
 class Unpicklable:
