@@ -94,25 +94,33 @@ def read_directory(directory: str, kind: str) -> dict[str, numpy.ndarray]:
         ((1, 784), array([7], dtype=uint8))
 
     """
-    images, labels = (
-        read_idx(_find(directory, f'{kind}-{name}-ubyte'))
-        for name in ('images-idx3', 'labels-idx1')
+    return read_digits(
+        find_idx(directory, f'{kind}-images-idx3-ubyte'),
+        find_idx(directory, f'{kind}-labels-idx1-ubyte'),
     )
+
+
+def read_digits(
+    images_path: str, labels_path: str
+) -> dict[str, numpy.ndarray]:
+    """Does what :func:`read_directory` does, with files of any names."""
+    images, labels = read_idx(images_path), read_idx(labels_path)
     if images.shape != (labels.size, 28, 28) or not labels.size > 0:
         raise ValueError(
-            f'read_directory(): {directory} should hold N images of 28 x 28 '
-            f'pixels and N labels of {kind}, but their shapes are '
-            f'{images.shape} and {labels.shape}'
+            f'read_digits(): {images_path} and {labels_path} should hold N '
+            'images of 28 x 28 pixels and their N labels, but their shapes '
+            f'are {images.shape} and {labels.shape}'
         )
     if labels.max() > 9:
         raise ValueError(
-            f'read_directory(): {directory} holds the {kind} label '
-            f'{labels.max()}; only 0 to 9 are allowed'
+            f'read_digits(): {labels_path} holds the label {labels.max()}; '
+            'only 0 to 9 are allowed'
         )
     return {'x': images.reshape(-1, 784), 'y': labels.reshape(-1)}
 
 
-def _find(directory: str, name: str) -> str:
+def find_idx(directory: str, name: str) -> str:
+    """Returns the path of a file of that name, gzipped or not."""
     path = os.path.join(directory, name)
     for found in (path, path + '.gz'):
         if os.path.exists(found):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 from typing import Any
 
 from chainer_shared_patch.compat.importing import Fix
-from chainer_shared_patch.datasets import read_directory
+from chainer_shared_patch.datasets import find_idx, read_digits
 import numpy
 
 MIRRORS = (
@@ -31,39 +33,45 @@ SHA256 = {
 TIMEOUT = 10
 
 
-def retrieve(name: str, urls: Any = None) -> Any:
+def retrieve(name: str, urls: list[str]) -> Any:
     """Returns the arrays of Chainer's ``_retrieve_mnist``, whose host is dead.
 
-    In Chainer's dataset directory, a file that Chainer has made comes first,
-    and then IDX files, whether put there by hand or downloaded before.
+    In Chainer's dataset directory, a file that Chainer has made comes first;
+    then IDX files, whether put there by hand or downloaded before; and then
+    those that Chainer has downloaded.
     """
     from chainer.dataset import download
 
-    root = download.get_dataset_directory('pfnet/chainer/mnist')
-    path = os.path.join(root, name)
+    root = download.get_dataset_root()
+    directory = os.path.join(root, 'pfnet', 'chainer', 'mnist')
+    path = os.path.join(directory, name)
     if os.path.exists(path):
         return numpy.load(path)
-    kind = {'train.npz': 'train', 'test.npz': 't10k'}[name]
-    try:
-        return read_directory(root, kind)
-    except FileNotFoundError:
-        for file in SHA256:
-            if file.startswith(kind):
-                _download(file, root)
-        return read_directory(root, kind)
+    cache = os.path.join(root, '_dl_cache')
+    return read_digits(*(_find(url, directory, cache) for url in urls))
 
 
-def _download(file: str, root: str) -> None:
+def _find(url: str, directory: str, cache: str) -> str:
+    file = url.split('/')[-1]
+    with contextlib.suppress(FileNotFoundError):
+        return find_idx(directory, file[: -len('.gz')])
+    name = hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()
+    # Chainer moves a complete file there, so reading needs no lock.
+    path = os.path.join(cache, name)
+    return path if os.path.exists(path) else _download(file, directory)
+
+
+def _download(file: str, root: str) -> str:
     import pooch
 
     downloader = pooch.HTTPDownloader(timeout=TIMEOUT)
     failures = []
     for mirror in MIRRORS:
         try:
-            pooch.retrieve(
+            path: str = pooch.retrieve(
                 mirror + file, SHA256[file], file, root, downloader=downloader
             )
-            return
+            return path
         except (OSError, ValueError) as error:  # of HTTP, or of the hash
             failures.append(f'{mirror}{file}: {error}')
     raise OSError(

@@ -11,6 +11,7 @@ import chainer_shared_patch  # noqa: F401
 from chainer_shared_patch.compat import mnist_download
 import chainer
 from chainer.dataset import download
+from chainer.datasets import mnist
 import numpy
 import pytest
 
@@ -137,11 +138,11 @@ def test_download(files, arrays, serve, root):
 )
 def test_bad_mirror(files, arrays, serve, root, answer, words):
     bad, good = serve(answer, 'good')
-    assert_is(mnist_download.retrieve('train.npz'), arrays['train'])
+    assert_is(mnist._retrieve_mnist_training(), arrays['train'])
     assert len(bad) == len(good) == 2
     serve(answer)
     with pytest.raises(OSError) as info:
-        mnist_download.retrieve('test.npz')
+        mnist._retrieve_mnist_test()
     message = str(info.value)
     assert f'{mnist_download.MIRRORS[0]}t10k-images-idx3-ubyte.gz: ' in message
     assert words in message
@@ -160,25 +161,55 @@ def test_files_put_there_by_hand(files, arrays, serve, root, uncompressed):
             name, content = name[: -len('.gz')], gzip.decompress(content)
         (root / name).write_bytes(content)
     serve()
-    assert_is(mnist_download.retrieve('train.npz'), arrays['train'])
+    assert_is(mnist._retrieve_mnist_training(), arrays['train'])
     name = sorted(os.listdir(root))[0]
     (root / name).write_bytes(b'damaged')
     with pytest.raises(ValueError, match=name):
-        mnist_download.retrieve('test.npz')
+        mnist._retrieve_mnist_test()
 
 
 def test_file_made_by_chainer(arrays, serve, root):
     root.mkdir(parents=True)
     numpy.savez_compressed(root / 'train.npz', **arrays['train'])
     serve()
-    assert_is(mnist_download.retrieve('train.npz'), arrays['train'])
+    assert_is(mnist._retrieve_mnist_training(), arrays['train'])
+
+
+# The names that Chainer gives to what it downloads from yann.lecun.com.
+CACHED = {
+    'train-images-idx3-ubyte.gz': '23278f029ff68f1e993776e500ce06b9',
+    'train-labels-idx1-ubyte.gz': 'd8b415e67abd11881e156b8f111d3300',
+    't10k-images-idx3-ubyte.gz': 'b0cdab8e37ae7c1c5560ee858afaac1d',
+    't10k-labels-idx1-ubyte.gz': 'd4fdde61aca9f72d5fe2315410bb46a5',
+}
+
+
+def test_files_that_chainer_has_downloaded(files, arrays, serve, root):
+    cache = root.parents[2] / '_dl_cache'
+    cache.mkdir()
+    for name, content in files.items():
+        (cache / CACHED[name]).write_bytes(content)
+    serve()
+    assert_is(mnist._retrieve_mnist_training(), arrays['train'])
+    assert_is(mnist._retrieve_mnist_test(), arrays['t10k'])
+    assert not root.exists()  # nor need it be writable
+    # What was put there by hand comes first.
+    root.mkdir(parents=True)
+    labels = make_idx(arrays['t10k']['y'][::-1])
+    (root / 't10k-labels-idx1-ubyte').write_bytes(labels)
+    expected = {**arrays['t10k'], 'y': arrays['t10k']['y'][::-1]}
+    assert_is(mnist._retrieve_mnist_test(), expected)
+    damaged = cache / CACHED['t10k-images-idx3-ubyte.gz']
+    damaged.write_bytes(b'damaged')
+    with pytest.raises(ValueError, match=damaged.name):
+        mnist._retrieve_mnist_test()
 
 
 def retrieve_in_process(directory, sha256, mirrors, barrier, queue):
     download.set_dataset_root(directory)
     mnist_download.SHA256, mnist_download.MIRRORS = sha256, mirrors
     barrier.wait(60)
-    queue.put(mnist_download.retrieve('train.npz'))
+    queue.put(mnist._retrieve_mnist_training())
 
 
 def test_processes_that_start_at_once(arrays, serve, root, tmp_path):
