@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import functools
 import inspect
+import itertools
 import types
 from typing import Any, NamedTuple
 import warnings
@@ -139,8 +140,21 @@ def _are_same(a: Any, b: Any) -> bool:
     )
 
 
+def _are_filled_alike(a: Any, b: Any) -> bool:
+    """Tells whether two arrays differ in their shapes alone."""
+    return (
+        a.shape != b.shape
+        and a.dtype == b.dtype
+        and a.ndim == b.ndim
+        and len({*a.ravel().tolist(), *b.ravel().tolist()}) == 1
+    )
+
+
 class _Difference(NamedTuple):
-    """A constant that depends on the sizes, and a node that reads it."""
+    """A constant that depends on the sizes, and a node that reads it.
+
+    Of an array that is filled with one number, it is the shape.
+    """
 
     name: str
     value: Any
@@ -182,9 +196,12 @@ def _compare(a: _Graph, b: _Graph, axes: list[_Axis]) -> list[_Difference]:
                 if not _are_same(*values):
                     differences.append(_Difference(name, *values, x, y))
             elif name in a.weights and other in b.weights:
+                values = a.weights[name], b.weights[other]
+                if _are_filled_alike(*values):
+                    shapes = (numpy.array(each.shape) for each in values)
+                    differences.append(_Difference(name, *shapes, x, y))
                 # In train mode, the statistics are those of the example.
-                if x.op_type != 'BatchNormalization' or i < 3:
-                    values = a.weights[name], b.weights[other]
+                elif x.op_type != 'BatchNormalization' or i < 3:
                     is_same = is_same and _are_same(*values)
             else:
                 is_same = is_same and same.get(name, name) == other
@@ -273,15 +290,33 @@ def _compute(
     return nodes
 
 
+def _fill(a: _Graph, each: _Difference, axes: list[_Axis]) -> list[Any]:
+    """Returns nodes that fill an array of the shape that they compute."""
+    from onnx import helper, numpy_helper
+
+    shape, number = f'{each.name}_shape', f'{each.name}_number'
+    first = a.weights[each.name].ravel()[:1].reshape([1] * len(each.value))
+    tensor = numpy_helper.from_array(first, number)
+    return [
+        *_compute(a.inputs, each._replace(name=shape), axes),
+        helper.make_node('Constant', [], [number], value=tensor),
+        helper.make_node('Tile', [number, shape], [each.name]),
+    ]
+
+
 def _follow_sizes(a: _Graph, b: _Graph, axes: list[_Axis]) -> list[Any]:
     """Returns the nodes of a model that follows the sizes of its inputs."""
     from onnx import helper, numpy_helper
 
     replaced: dict[str, list[Any]] = {}
+    filled: dict[str, list[Any]] = {}
     differences = _compare(a, b, axes)
     readers = collections.Counter(each.name for each in differences)
     for each in differences:
         shape = None
+        if each.name in a.weights:
+            filled[each.name] = _fill(a, each, axes)
+            continue
         if each.node.op_type == 'Reshape' and readers[each.name] == 1:
             shape = _reshape(a, b, each)
         if shape is None:
@@ -291,9 +326,10 @@ def _follow_sizes(a: _Graph, b: _Graph, axes: list[_Axis]) -> list[Any]:
             replaced[each.name] = [
                 helper.make_node('Constant', [], [each.name], value=tensor)
             ]
-    return [
+    nodes = [
         new for node in a.nodes for new in replaced.get(node.output[0], [node])
     ]
+    return [*itertools.chain(*filled.values()), *nodes]
 
 
 def _to_list(args: Any) -> list[Any]:
@@ -370,6 +406,11 @@ def _fix_export(export: Any) -> None:
             nodes = _follow_sizes(graph, other, axes)
             del model.graph.node[:]
             model.graph.node.extend(nodes)
+            computed = {name for node in nodes for name in node.output}
+            for values in (model.graph.input, model.graph.initializer):
+                kept = [each for each in values if each.name not in computed]
+                del values[:]
+                values.extend(kept)
             if not has_weights:
                 del model.graph.initializer[:]
             return shape_inference.infer_shapes(model)
