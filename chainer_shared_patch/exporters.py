@@ -81,8 +81,35 @@ def convert_shared_linear(params: Any) -> Any:
     return graph.nodes(params.output_names)
 
 
+def convert_shared_n_step(convert: Any, params: Any) -> Any:
+    """Adds up the blocks of the sequences before the layers of a GRU."""
+    from onnx.helper import make_node
+
+    link, hs, x = params.func.args
+    k = link.ws[0][0].shape[1]
+    n = x.shape[2] // k
+    if n == 1:
+        return convert(params)
+    params.input_names = names = list(params.input_names)
+    i = sum(h is not None for h in hs)
+    shape = numpy.array((0, 0, n, k), numpy.int64)
+    shape = params.context.add_const(shape, 'blocks_shape')
+    blocks, total = (
+        f'{params.output_names[0]}_{each}' for each in ('blocks', 'sum')
+    )
+    reshape = make_node('Reshape', [names[i], shape], [blocks], blocks)
+    add_up = make_node(
+        'ReduceSum', [blocks], [total], total, axes=[2], keepdims=0
+    )
+    names[i] = total
+    return reshape, add_up, *convert(params)
+
+
 def _add_converter(mapping: Any) -> None:
     mapping.converters['SharedLinearFunction'] = convert_shared_linear
+    mapping.converters['NStepRNN'] = functools.partial(
+        convert_shared_n_step, mapping.converters['NStepRNN']
+    )
 
 
 def _refuse_shared_layers(caffe: Any) -> None:
