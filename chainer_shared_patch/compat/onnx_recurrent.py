@@ -10,18 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
-import functools
 from typing import Any
 
 from chainer_shared_patch.compat.importing import Fix, lent
 import numpy
 
-# The gates are in the order of ONNX, and numbered as in Chainer.
-_OPERATORS: dict[str, tuple[str, list[int], dict[str, Any]]] = {
-    'LSTM': ('LSTM', [0, 3, 1, 2], {}),
-    'GRU': ('GRU', [1, 0, 2], {'linear_before_reset': 1}),
-    'RNNTanh': ('RNN', [0], {'activations': ['Tanh']}),
-    'RNNReLU': ('RNN', [0], {'activations': ['Relu']}),
+# The gates in the order of ONNX, by their numbers in Chainer, and activations.
+_OPERATORS = {
+    'LSTM': ('LSTM', [0, 3, 1, 2], ['Sigmoid', 'Tanh', 'Tanh']),
+    'GRU': ('GRU', [1, 0, 2], ['Sigmoid', 'Tanh']),
+    'RNNTanh': ('RNN', [0], ['Tanh']),
+    'RNNReLU': ('RNN', [0], ['Relu']),
 }
 
 
@@ -62,82 +61,84 @@ def _convert_lstm(params: Any) -> Any:
     return graph.nodes()
 
 
-def _convert_n_step_rnn(params: Any) -> Any:
+def convert_n_step_rnn(
+    params: Any, narrow: Any = lambda params, graph, x: x
+) -> Any:
+    """Converts a stack of layers, of which ``narrow`` prepares the input."""
     import chainer
     from onnx_chainer.onnx_helper import GraphBuilder
 
     link, hs, _ = params.func.args
-    op_type, gates, attributes = _find_operator(link)
+    n_layers, directions = link.n_layers, link.direction
+    op_type, gates, activations = _find_operator(link)
     laterals = [link.n_weights // 2 + each for each in gates]
     graph = GraphBuilder()
     names = iter(params.input_names)
-    states = [[''] * link.n_layers if h is None else [next(names)] for h in hs]
-    for i, state in enumerate(states):
-        if link.n_layers > len(state):
-            states[i] = graph.op('Split', state, link.n_layers, axis=0)
-    x = graph.op('Transpose', [next(names)], perm=[1, 0, 2])
+    states = [[''] * n_layers if h is None else [next(names)] for h in hs]
+    if n_layers > 1:
+        states = [
+            graph.op('Split', each, n_layers, axis=0) if all(each) else each
+            for each in states
+        ]
+    x = narrow(params, graph, next(names))
+    x = graph.op('Transpose', [x], perm=[1, 0, 2])
     ws, bs = (
         [[next(names) for _ in each] for each in layers]
         for layers in (link.ws, link.bs)
     )
-    width = numpy.array([0, 0, link.direction * link.out_size], numpy.int64)
-    width = params.context.add_const(width, 'shape')
+    shape = numpy.array([0, 0, directions * link.out_size], numpy.int64)
+    shape = params.context.add_const(shape, 'shape')
 
-    def join(layers: list[list[str]], order: list[int]) -> Any:
-        each_direction = [
+    def concat(layer: int, weights: list[list[str]], order: list[int]) -> Any:
+        first = layer * directions
+        concatenated = [
             graph.op('Concat', [each[i] for i in order], axis=0)
-            for each in layers
+            for each in weights[first : first + directions]
         ]
-        return graph.op(
-            'Concat',
-            [graph.op('Unsqueeze', [w], axes=[0]) for w in each_direction],
-            axis=0,
-        )
+        names = [graph.op('Unsqueeze', [w], axes=[0]) for w in concatenated]
+        return graph.op('Concat', names, axis=0)
 
-    new_states = []
+    ends = []
     for layer, state in enumerate(zip(*states)):
         if layer and link.dropout and chainer.config.train:
             x = graph.op('Dropout', [x], ratio=link.dropout)
-        each = slice(layer * link.direction, (layer + 1) * link.direction)
-        W, R = join(ws[each], gates), join(ws[each], laterals)
-        b = join(bs[each], gates + laterals)
-        x, *new_state = graph.op(
+        W, R = concat(layer, ws, gates), concat(layer, ws, laterals)
+        b = concat(layer, bs, gates + laterals)
+        y, *end = graph.op(
             op_type,
-            [x, W, R, b, *([''] * any(state)), *(state if any(state) else ())],
+            [x, W, R, b, '', *state],
             1 + len(hs),
             hidden_size=link.out_size,
-            direction='forward' if link.direction == 1 else 'bidirectional',
-            **{k: v * link.direction for k, v in attributes.items()},
+            direction=('forward', 'bidirectional')[directions - 1],
+            activations=activations * directions,
+            **({'linear_before_reset': 1} if op_type == 'GRU' else {}),
         )
-        # The axes of x are time, direction, sequence and feature.
-        x = graph.op('Transpose', [x], perm=[0, 2, 1, 3])
-        x = graph.op('Reshape', [x, width])
-        new_states.append(new_state)
+        # Joins the directions, which are axis 1.
+        y = graph.op('Transpose', [y], perm=[0, 2, 1, 3])
+        x = graph.op('Reshape', [y, shape])
+        ends.append(end)
     *h_names, y_name = params.output_names
-    for name, each_layer in zip(h_names, zip(*new_states)):
-        graph.op_output_named('Concat', each_layer, [name], axis=0)
+    for name, h in zip(h_names, zip(*ends)):
+        graph.op_output_named('Concat', h, [name], axis=0)
     graph.op_output_named('Transpose', [x], [y_name], perm=[1, 0, 2])
     return graph.nodes()
 
 
 def _find_array(rows: Any) -> Any:
     """Returns the Variable of which these are all rows in order, or None."""
-    import chainer
-
-    if not all(isinstance(row, chainer.Variable) for row in rows):
-        return None
-    creators = [row.creator_node for row in rows]
+    creators: list[Any] = [getattr(row, 'creator_node', None) for row in rows]
     kinds = {type(each).__name__ for each in creators}
     if kinds == {'Separate'} and creators[0].axis == 0:
         nodes = [each() for each in creators[0].outputs]
-        if nodes != [row.node for row in rows]:
-            return None
-    elif kinds != {'GetItem'} or any(
-        [type(index) for index in each.slices] != [int]
-        or each.slices[0] != i
-        or each.inputs[0] is not creators[0].inputs[0]
-        for i, each in enumerate(creators)
-    ):
+        is_all = nodes == [row.node for row in rows]
+    else:
+        is_all = kinds == {'GetItem'} and all(
+            each.inputs[0] is creators[0].inputs[0]
+            and list(map(type, each.slices)) == [int]
+            and each.slices[0] == i
+            for i, each in enumerate(creators)
+        )
+    if not is_all:
         return None
     array = creators[0].inputs[0].get_variable()
     return array if len(array) == len(rows) else None
@@ -153,43 +154,37 @@ def _make_functions(call: Any, stack: Any, concat: Any) -> Any:
         hs, ys = call(link, hs, F.separate(x))
         return [*hs, stack(ys)]
 
-    def call_batch(link: Any, hs: Any, x: Any) -> Any:
-        """Returns the states, and the sequences as one array."""
+    def call_as_node(link: Any, hs: Any, x: Any) -> Any:
         weights = [each for layer in (*link.ws, *link.bs) for each in layer]
         inputs = [*(h for h in hs if h is not None), x, *weights]
-        node = WrappedFunctionNode(
-            'NStepRNN', call_rows, (link, hs, x), {}, inputs
-        )
+        args = link, hs, x
+        node = WrappedFunctionNode('NStepRNN', call_rows, args, {}, inputs)
         return node.apply(inputs)
 
     def call_as_nodes(link: Any, hs: Any, xs: Any, **kwargs: Any) -> Any:
         if kwargs or not xs or _find_operator(link) is None:
             return call(link, hs, xs, **kwargs)
-        array = _find_array(xs)
         hs = [None if h is None else as_variable(h) for h in hs]
+        array = _find_array(xs)
         if array is not None:
-            *hs, ys = call_batch(link, hs, array)
+            *hs, ys = call_as_node(link, hs, array)
             return hs, F.separate(ys)
+        n = len(xs)
         states = [
-            [None] * len(xs) if h is None else F.split_axis(h, len(xs), 1)
-            for h in hs
+            [None] * n if h is None else F.split_axis(h, n, 1) for h in hs
         ]
         results = [
-            call_batch(link, each, F.expand_dims(x, 0))
-            for x, *each in zip(xs, *states)
+            call_as_node(link, state, F.expand_dims(x, 0))
+            for x, *state in zip(xs, *states)
         ]
         *hs, ys = zip(*results)
-        hs = [concat(h, axis=1) for h in hs]
-        return hs, [F.squeeze(y, 0) for y in ys]
+        return [concat(h, 1) for h in hs], [F.squeeze(y, 0) for y in ys]
 
-    @functools.wraps(stack)
     def stack_rows(xs: Any, axis: int = 0) -> Any:
         array = _find_array(xs)
-        if array is None:
-            return stack(xs, axis)
-        return F.moveaxis(array, 0, axis) if axis else array
+        found = array is not None
+        return F.moveaxis(array, 0, axis) if found else stack(xs, axis)
 
-    @functools.wraps(concat)
     def concat_rows(xs: Any, axis: int = 1) -> Any:
         array = None if axis else _find_array(xs)
         if array is None:
@@ -200,93 +195,72 @@ def _make_functions(call: Any, stack: Any, concat: Any) -> Any:
 
 
 def _fix_mapping(mapping: Any) -> None:
+    import chainer.functions as F
+    from chainer.links.rnn.n_step_rnn import NStepRNNBase
+
+    base: Any = NStepRNNBase
     mapping.converters['LSTM'] = _convert_lstm
-    mapping.converters['NStepRNN'] = _convert_n_step_rnn
+    mapping.converters['NStepRNN'] = convert_n_step_rnn
     # Its converter is right only for sequences of the same length.
-    mapping._supported_function_set = {
-        each
-        for each in mapping._supported_function_set
-        if each[1] != 'n_step_gru'
-    }
+    for module in (F, F.rnn.n_step_gru):
+        mapping._supported_function_set.discard((module, 'n_step_gru'))
     patch_functions = mapping.patch_functions
 
     @contextlib.contextmanager
     def patch_recurrent_functions() -> Iterator[None]:
-        import chainer.functions as F
-        from chainer.links.rnn.n_step_rnn import NStepRNNBase as Base
-
-        call = Base._call
-        call_as_nodes, stack, concat = _make_functions(call, F.stack, F.concat)
-        with (
-            patch_functions(),
-            lent(vars(F), 'stack', stack),
-            lent(vars(F), 'concat', concat),
-        ):
-            Base._call = call_as_nodes
-            try:
+        originals = base._call, F.stack, F.concat
+        base._call, *others = _make_functions(*originals)
+        try:
+            with contextlib.ExitStack() as lending:
+                lending.enter_context(patch_functions())
+                for name, function in zip(('stack', 'concat'), others):
+                    lending.enter_context(lent(vars(F), name, function))
                 yield
-            finally:
-                Base._call = call
+        finally:
+            base._call = originals[0]
 
     mapping.patch_functions = patch_recurrent_functions
 
 
 def _fix_context(context: Any) -> None:
-    init = context.Context.__init__
+    init, get_name = context.Context.__init__, context.Context.get_name
 
     # The exporter makes the context before it calls the model.
-    @functools.wraps(init)
     def init_with_states(self: Any, model: Any) -> None:
-        init(self, model)
         self.states = {
-            id(state): path
+            id(getattr(link, name)): path
             for path, link in model.namedlinks()
             if hasattr(link, 'reset_state')
-            for state in (getattr(link, 'c', None), getattr(link, 'h', None))
-            if state is not None
+            for name in ('c', 'h')
+            if getattr(link, name, None) is not None
         }
+        init(self, model)
+
+    def get_name_of_new(self: Any, variable: Any) -> Any:
+        if id(variable) in self.states:
+            raise ValueError(
+                f'export(): the link {self.states[id(variable)]} has a state '
+                'from an earlier call: call its reset_state() first, or make '
+                'the state an input of the model'
+            )
+        return get_name(self, variable)
 
     context.Context.__init__ = init_with_states
-
-
-def _fix_graph(graph: Any) -> None:
-    create_node = graph.Graph.create_node
-
-    @functools.wraps(create_node)
-    def create_node_without_state(
-        self: Any, name: str, func: Any, *args: Any
-    ) -> Any:
-        for each in func.inputs:
-            path = self.context.states.get(id(each.get_variable_or_none()))
-            if path is not None:
-                raise ValueError(
-                    f'export(): the link {path} has a state from an earlier '
-                    'call. Call its reset_state() first, or make the state an '
-                    'input of the model'
-                )
-        return create_node(self, name, func, *args)
-
-    graph.Graph.create_node = create_node_without_state
+    context.Context.get_name = get_name_of_new
 
 
 FIXES = (
     Fix(
         module='onnx_chainer.mapping',
-        broken='LSTM and the NStep links are missing, and GRU is written '
-        'wrong for sequences of different lengths',
+        broken='LSTM and the NStep links are missing, or NStepGRU is wrong '
+        'for sequences of different lengths',
         when=None,
         apply=_fix_mapping,
     ),
     Fix(
         module='onnx_chainer.context',
-        broken='constants stand for the state of an earlier call',
+        broken='states that links have from earlier calls become constants',
         when=None,
         apply=_fix_context,
-    ),
-    Fix(
-        module='onnx_chainer.graph',
-        broken='constants stand for the state of an earlier call',
-        when=None,
-        apply=_fix_graph,
     ),
 )

@@ -140,20 +140,21 @@ def _are_same(a: Any, b: Any) -> bool:
     )
 
 
-def _are_filled_alike(a: Any, b: Any) -> bool:
-    """Tells whether two arrays differ in their shapes alone."""
+def _are_zeros(a: Any, b: Any) -> bool:
+    """Tells whether two arrays are zeros, and differ in their shapes alone."""
     return (
         a.shape != b.shape
-        and a.dtype == b.dtype
         and a.ndim == b.ndim
-        and len({*a.ravel().tolist(), *b.ravel().tolist()}) == 1
+        and a.dtype == b.dtype
+        and a.dtype.kind == 'f'
+        and not (a.any() or b.any())
     )
 
 
 class _Difference(NamedTuple):
     """A constant that depends on the sizes, and a node that reads it.
 
-    Of an array that is filled with one number, it is the shape.
+    Of an array of zeros, it is the shape.
     """
 
     name: str
@@ -197,8 +198,8 @@ def _compare(a: _Graph, b: _Graph, axes: list[_Axis]) -> list[_Difference]:
                     differences.append(_Difference(name, *values, x, y))
             elif name in a.weights and other in b.weights:
                 values = a.weights[name], b.weights[other]
-                if _are_filled_alike(*values):
-                    shapes = (numpy.array(each.shape) for each in values)
+                if _are_zeros(*values):
+                    shapes = [numpy.array(each.shape) for each in values]
                     differences.append(_Difference(name, *shapes, x, y))
                 # In train mode, the statistics are those of the example.
                 elif x.op_type != 'BatchNormalization' or i < 3:
@@ -290,17 +291,18 @@ def _compute(
     return nodes
 
 
-def _fill(a: _Graph, each: _Difference, axes: list[_Axis]) -> list[Any]:
-    """Returns nodes that fill an array of the shape that they compute."""
+def _make_zeros(a: _Graph, each: _Difference, axes: list[_Axis]) -> list[Any]:
+    """Returns nodes that compute a shape, and an array of zeros of it."""
     from onnx import helper, numpy_helper
 
-    shape, number = f'{each.name}_shape', f'{each.name}_number'
-    first = a.weights[each.name].ravel()[:1].reshape([1] * len(each.value))
-    tensor = numpy_helper.from_array(first, number)
+    shape, zero = f'{each.name}_shape', f'{each.name}_zero'
+    array = numpy.zeros([1] * len(each.value), a.weights[each.name].dtype)
     return [
         *_compute(a.inputs, each._replace(name=shape), axes),
-        helper.make_node('Constant', [], [number], value=tensor),
-        helper.make_node('Tile', [number, shape], [each.name]),
+        helper.make_node(
+            'Constant', [], [zero], value=numpy_helper.from_array(array)
+        ),
+        helper.make_node('Tile', [zero, shape], [each.name]),
     ]
 
 
@@ -309,13 +311,13 @@ def _follow_sizes(a: _Graph, b: _Graph, axes: list[_Axis]) -> list[Any]:
     from onnx import helper, numpy_helper
 
     replaced: dict[str, list[Any]] = {}
-    filled: dict[str, list[Any]] = {}
+    zeros: dict[str, list[Any]] = {}
     differences = _compare(a, b, axes)
     readers = collections.Counter(each.name for each in differences)
     for each in differences:
         shape = None
         if each.name in a.weights:
-            filled[each.name] = _fill(a, each, axes)
+            zeros[each.name] = _make_zeros(a, each, axes)
             continue
         if each.node.op_type == 'Reshape' and readers[each.name] == 1:
             shape = _reshape(a, b, each)
@@ -329,7 +331,7 @@ def _follow_sizes(a: _Graph, b: _Graph, axes: list[_Axis]) -> list[Any]:
     nodes = [
         new for node in a.nodes for new in replaced.get(node.output[0], [node])
     ]
-    return [*itertools.chain(*filled.values()), *nodes]
+    return [*itertools.chain(*zeros.values()), *nodes]
 
 
 def _to_list(args: Any) -> list[Any]:
