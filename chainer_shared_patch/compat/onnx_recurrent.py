@@ -40,7 +40,7 @@ def _convert_lstm(params: Any) -> Any:
 
     (c, x), (new_c, h) = params.input_names, params.output_names
     size, *rest = params.func.inputs[0].shape[1:]
-    batches = [len(each.data) for each in params.func.inputs]
+    batch, x_batch = (each.shape[0] for each in params.func.inputs)
     graph = GraphBuilder()
     shape = numpy.array([0, size, 4, *rest], numpy.int64)
     x = graph.op('Reshape', [x, params.context.add_const(shape, 'shape')])
@@ -52,8 +52,8 @@ def _convert_lstm(params: Any) -> Any:
         )
     )
     ended = []
-    if batches[0] > batches[1]:
-        split = [batches[1], batches[0] - batches[1]]
+    if batch > x_batch:
+        split = [x_batch, batch - x_batch]
         c, *ended = graph.op('Split', [c], 2, axis=0, split=split)
     c = graph.op('Add', [graph.op('Mul', [a, i]), graph.op('Mul', [f, c])])
     graph.op_output_named('Concat', [c, *ended], [new_c], axis=0)
@@ -227,22 +227,22 @@ def _fix_context(context: Any) -> None:
 
     # The exporter makes the context before it calls the model.
     def init_with_states(self: Any, model: Any) -> None:
-        self.states = {
-            id(getattr(link, name)): path
+        self.states = [
+            (path, getattr(link, name, None))
             for path, link in model.namedlinks()
             if hasattr(link, 'reset_state')
             for name in ('c', 'h')
-            if getattr(link, name, None) is not None
-        }
+        ]
         init(self, model)
 
     def get_name_of_new(self: Any, variable: Any) -> Any:
-        if id(variable) in self.states:
-            raise ValueError(
-                f'export(): the link {self.states[id(variable)]} has a state '
-                'from an earlier call: call its reset_state() first, or make '
-                'the state an input of the model'
-            )
+        for path, state in self.states:
+            if state is variable:
+                raise ValueError(
+                    f'export(): the link {path} has a state from an earlier '
+                    'call: call its reset_state() first, or make the state '
+                    'an input of the model'
+                )
         return get_name(self, variable)
 
     context.Context.__init__ = init_with_states

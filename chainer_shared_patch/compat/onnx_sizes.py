@@ -11,7 +11,6 @@ from __future__ import annotations
 import collections
 import functools
 import inspect
-import itertools
 import types
 from typing import Any, NamedTuple
 import warnings
@@ -140,14 +139,10 @@ def _are_same(a: Any, b: Any) -> bool:
     )
 
 
-def _are_zeros(a: Any, b: Any) -> bool:
+def _are_zeros(a: Any, b: Any) -> Any:
     """Tells whether two arrays are zeros, and differ in their shapes alone."""
     return (
-        a.shape != b.shape
-        and a.ndim == b.ndim
-        and a.dtype == b.dtype
-        and a.dtype.kind == 'f'
-        and not (a.any() or b.any())
+        a.shape != b.shape and a.dtype.kind == 'f' and not (a.any() or b.any())
     )
 
 
@@ -199,8 +194,12 @@ def _compare(a: _Graph, b: _Graph, axes: list[_Axis]) -> list[_Difference]:
             elif name in a.weights and other in b.weights:
                 values = a.weights[name], b.weights[other]
                 if _are_zeros(*values):
-                    shapes = [numpy.array(each.shape) for each in values]
-                    differences.append(_Difference(name, *shapes, x, y))
+                    shape, other_shape = (
+                        numpy.array(each.shape) for each in values
+                    )
+                    differences.append(
+                        _Difference(name, shape, other_shape, x, y)
+                    )
                 # In train mode, the statistics are those of the example.
                 elif x.op_type != 'BatchNormalization' or i < 3:
                     is_same = is_same and _are_same(*values)
@@ -331,7 +330,7 @@ def _follow_sizes(a: _Graph, b: _Graph, axes: list[_Axis]) -> list[Any]:
     nodes = [
         new for node in a.nodes for new in replaced.get(node.output[0], [node])
     ]
-    return [*itertools.chain(*zeros.values()), *nodes]
+    return [*sum(zeros.values(), []), *nodes]
 
 
 def _to_list(args: Any) -> list[Any]:
