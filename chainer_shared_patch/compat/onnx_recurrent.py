@@ -168,7 +168,7 @@ def _make_functions(call: Any, stack: Any, concat: Any) -> Any:
         array = _find_array(xs)
         if array is not None:
             *hs, ys = call_as_node(link, hs, array)
-            return hs, F.separate(ys)
+            return hs, list(F.separate(ys))
         n = len(xs)
         states = [
             [None] * n if h is None else F.split_axis(h, n, 1) for h in hs
