@@ -203,17 +203,6 @@ def test_dtypes_of_an_lstm(draw, dtype):
     check(Model(F.lstm), [c, x])
 
 
-def test_one_operator_for_all_sequences(draw):
-    def call(link, x):
-        return link(None, None, [x[i] for i in range(len(x))])
-
-    model = make_n_step('NStepBiLSTM', lambda *args: (*call(*args)[:-1], []))
-    graph = check(model, [draw(3, 2, IN)])
-    operators = [node.op_type for node in graph.graph.node]
-    assert operators.count('LSTM') == 2
-    assert 'Gather' not in operators
-
-
 @pytest.mark.parametrize(
     'pick',
     [
