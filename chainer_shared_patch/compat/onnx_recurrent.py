@@ -223,6 +223,8 @@ def _fix_mapping(mapping: Any) -> None:
 
 
 def _fix_context(context: Any) -> None:
+    from chainer import Parameter
+
     init, get_name = context.Context.__init__, context.Context.get_name
 
     # The exporter makes the context before it calls the model.
@@ -237,7 +239,7 @@ def _fix_context(context: Any) -> None:
 
     def get_name_of_new(self: Any, variable: Any) -> Any:
         for path, state in self.states:
-            if state is variable:
+            if state is variable and not isinstance(state, Parameter):
                 raise ValueError(
                     f'export(): the link {path} has a state from an earlier '
                     'call: call its reset_state() first, or make the state '
