@@ -318,16 +318,6 @@ def _convert_max_pooling(convert: Any, params: Any) -> Any:
     return convert(params)
 
 
-def _convert_n_step_gru(convert: Any, params: Any) -> Any:
-    n_layers, _, _, _, _, xs = params.func.args
-    if len(params.input_names) != 1 + 12 * n_layers + len(xs):
-        raise ValueError(
-            'export(): cannot export n_step_gru if one of hx, ws, bs and xs '
-            'is an array and not a Variable'
-        )
-    return convert(params)
-
-
 def _use(converters: dict[str, Any], mapping: Any) -> None:
     for name, convert in converters.items():
         mapping.converters[name] = functools.partial(
@@ -442,10 +432,6 @@ FIXES = (
         ResizeImages=_convert_resize_images,
         Softplus=_convert_softplus,
         Unpooling2D=_convert_unpooling,
-    ),
-    _make_fix(
-        'arrays among the arguments of n_step_gru shift the others',
-        n_step_gru=_convert_n_step_gru,
     ),
     Fix(
         module='onnx_chainer.graph',
