@@ -80,7 +80,7 @@ def read_points():
 
 def read_accuracy(text):
     """Returns mean and standard deviation."""
-    mean, _, spread = text.partition(' ± ')
+    mean, _, spread = text.partition('±')
     return float(mean), float(spread or 0)
 
 
