@@ -26,6 +26,12 @@ Permutation = Union[
     numpy.ndarray,
     Variable,
 ]
+_SCALED_BY_ROW = (
+    initializers.LeCunNormal,
+    initializers.LeCunUniform,
+    initializers.Normal,
+    initializers.Uniform,
+)
 # Which inputs share.
 Order = Union[Literal['interleaved'], Permutation]
 
@@ -47,9 +53,13 @@ class _FirstBlock(chainer.initializer.Initializer):
     def __call__(self, array: Any) -> None:
         out_size, k = array.shape
         xp = chainer.backend.get_array_module(array)
-        wide = xp.empty((out_size, k * self.common_num), array.dtype)
-        self.initializer(wide)
-        array[...] = wide[:, :k]
+        # A few rows at a time save memory, where the fan-out plays no part.
+        rows = 64 if type(self.initializer) in _SCALED_BY_ROW else out_size
+        for start in range(0, out_size, rows):
+            part = array[start : start + rows]
+            wide = xp.empty((len(part), k * self.common_num), array.dtype)
+            self.initializer(wide)
+            part[...] = wide[:, :k]
 
 
 def _check_floats(name: str, param: Any, ndim: int) -> Any:

@@ -15,7 +15,15 @@ html_show_sphinx = False
 html_math_renderer = 'mathml'
 html_static_path = html_css_files = ['site.css']
 
-extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon']
+extensions = [
+    'myst_parser',
+    'sphinx.ext.autodoc',
+    'sphinx.ext.napoleon',
+    'sphinx_copybutton',
+]
+# Only commands are copied, without their prompts, and no output.
+copybutton_prompt_text = '$ '
+copybutton_selector = 'div:not(.highlight-text) > div.highlight > pre'
 myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 3  # GitHub's, for links such as page.md#heading
 myst_fence_as_directive = ['math']  # GitHub's again
@@ -70,7 +78,15 @@ def visit_math(self, node):
     raise nodes.SkipNode
 
 
+def unlink_files(app, doctree, docname):
+    """Leaves the words of links to files that are not on the site."""
+    for reference in list(doctree.findall(nodes.reference)):
+        if '/' in reference.get('refid', ''):
+            reference.replace_self(reference.children)
+
+
 def setup(app):
+    app.connect('doctree-resolved', unlink_files)
     app.connect('missing-reference', find_reference)
     app.add_html_math_renderer(
         'mathml', (visit_math, None), (visit_math, None)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import tracemalloc
 
 from chainer_shared_patch import SharedLinear, uninstall
 from chainer_shared_patch.config import check_divides
@@ -510,15 +511,25 @@ class TestInitialW:
 
     def test_W_is_drawn_as_the_dense_layers(self):
         numpy.random.seed(0)
-        dense = L.Linear(N * K, OUT)
+        dense = L.Linear(N * K, 150)
+        following = L.Linear(3, 1)
         numpy.random.seed(0)
-        shared = SharedLinear(N * K, OUT, common_num=N)
+        shared = SharedLinear(N * K, 150, common_num=N)
         numpy.testing.assert_array_equal(shared.W.array, dense.W.array[:, :K])
         # So that the layers to come are the same, too.
-        state = numpy.random.get_state()[1]
-        numpy.random.seed(0)
-        L.Linear(N * K, OUT)
-        numpy.testing.assert_array_equal(state, numpy.random.get_state()[1])
+        numpy.testing.assert_array_equal(
+            L.Linear(3, 1).W.array, following.W.array
+        )
+
+    def test_drawing_takes_less_memory_than_a_dense_W(self):
+        tracemalloc.start()
+        try:
+            link = SharedLinear(8 * 64, 2048, common_num=8)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        # The dense W alone takes 8 times as much as W.
+        assert peak < 4 * link.W.array.nbytes
 
     def test_function(self):
         def count(array):

@@ -33,6 +33,16 @@ UNCONNECTED = 'hashed', 'small'
 SMALL = {('784-1000-10, shared', '4'), ('784-1000-10, shared', '20')}
 
 
+def style_axes(axes, legend):
+    """Makes axes legible on light and dark pages, and adds the legend."""
+    for label in axes.xaxis.label, axes.yaxis.label:
+        label.set_color(TEXT)
+    axes.tick_params(which='both', color=TEXT, labelcolor=TEXT)
+    axes.grid(color=TEXT, alpha=0.3)
+    axes.spines[:].set_color(TEXT)
+    axes.legend(loc=legend, labelcolor=TEXT, framealpha=0)
+
+
 def read_table(heading):
     """Returns the rows below a heading of docs/comparison.md, as dicts."""
     page = (DOCS / 'comparison.md').read_text(encoding='utf-8')
@@ -70,13 +80,13 @@ def read_points():
 
 def read_accuracy(text):
     """Returns mean and standard deviation."""
-    mean, _, spread = text.partition(' ± ')
+    mean, _, spread = text.partition('±')
     return float(mean), float(spread or 0)
 
 
 def draw_accuracy():
     """Returns a figure of accuracy against bytes."""
-    figure = Figure(figsize=(7.5, 4), layout='constrained')
+    figure = Figure(figsize=(8, 3.4), layout='constrained')
     axes = figure.subplots()
     for kind, points in read_points().items():
         label, color, marker = KINDS[kind]
@@ -101,12 +111,9 @@ def draw_accuracy():
     axes.set_xticks([50_000, 100_000, 200_000, 500_000, 1_000_000, 5_000_000])
     axes.xaxis.set_major_formatter('{x:,.0f}')
     axes.minorticks_off()
-    axes.set_xlabel('bytes of weights and orders', color=TEXT)
-    axes.set_ylabel('test accuracy on MNIST [%]', color=TEXT)
-    axes.tick_params(which='both', color=TEXT, labelcolor=TEXT)
-    axes.grid(color=TEXT, alpha=0.3)
-    axes.spines[:].set_color(TEXT)
-    axes.legend(loc='lower right', labelcolor=TEXT, framealpha=0)
+    axes.set_xlabel('bytes of weights and orders')
+    axes.set_ylabel('test accuracy on MNIST [%]')
+    style_axes(axes, 'lower right')
     return figure
 
 

@@ -54,9 +54,8 @@ def check_memory(row):
 
 def test_the_committed_tables_are_those_of_the_results():
     results = json.loads((DOCS / 'performance/benchmark.json').read_text())
-    plots = ['time_against_common_num', 'time_against_batch_size']
     page = (DOCS / 'performance_tables.md').read_text(encoding='utf-8')
-    assert page == report.render(results, plots)
+    assert page == report.render(results)
 
 
 def test_ratios_are_taken_within_rounds():

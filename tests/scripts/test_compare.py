@@ -45,7 +45,7 @@ def test_smallest_comparison(tmp_path, small, monkeypatch, capsys):
         assert '{parameters:,}'.format(**record) in part
         assert '{bytes:,}'.format(**record) in part
         for key in ('at once', 'trained') if run['start'] else ('trained',):
-            assert f'{record[key]:.{digits}f} ± ' in part
+            assert f'{record[key]:.{digits}f}\xa0±\xa0' in part
     # The rest is only read.
     compare.main()
     output = capsys.readouterr().out

@@ -32,7 +32,7 @@ def test_accuracy_shows_what_was_measured():
         for line in read(pictures.DOCS / 'comparison.md').splitlines()
     ]
     points = re.findall(
-        r'([\d,]{6,}) (\d\d\.\d\d(?: ± \d\.\d\d)?)', description
+        r'([\d,]{6,}) (\d\d\.\d\d(?:\s±\s\d\.\d\d)?)', description
     )
     assert len(points) > 20
     for point in points:

@@ -166,7 +166,8 @@ def main():
         results = measure(args, device)
         path.write_text(json.dumps(results, indent=1))
     page = folder.with_name('performance_tables.md')
-    page.write_text(render(results, plot(results, folder)), encoding='utf-8')
+    page.write_text(render(results), encoding='utf-8')
+    plot(results, folder)
     print(page.read_text(encoding='utf-8'))
 
 

@@ -108,8 +108,8 @@ def make_size_table(row):
         if 'absent' in entry:
             line['forward, ms'] = entry['absent']
         if name not in ('blocks', 'copy'):
-            line['dense / it'] = get_ratio(row, 'dense', name)
-            line['it / product'] = get_ratio(row, name, 'product')
+            line['dense / time'] = get_ratio(row, 'dense', name)
+            line['time / product'] = get_ratio(row, name, 'product')
         for part, number in zip(MEMORY, entry.get('bytes', ())):
             line[part + ', MiB'] = number / MIB
         lines.append(line)
@@ -122,7 +122,7 @@ def make_inference_table(rows):
             '': name,
             'batch size': str(row['batch_size']),
             'ms': entry.get('absent', get_milliseconds(row, name, 'forward')),
-            'it / torch-sum': get_ratio(row, name, 'torch-sum', 'forward'),
+            'time / torch-sum': get_ratio(row, name, 'torch-sum', 'forward'),
         }
         for row in rows
         for name, entry in row['contenders'].items()
@@ -142,8 +142,8 @@ def make_training_table(trainings):
                 '': TRAININGS[name][1],
                 'seconds per epoch': entry.get('absent')
                 or numpy.median(seconds),
-                "it / Chainer's dense": divide(seconds, dense),
-                'it / PyTorch, shared, eager': divide(seconds, in_torch),
+                'time / dense': divide(seconds, dense),
+                'time / PyTorch, shared, eager': divide(seconds, in_torch),
             }
         )
     return make_table(lines)
@@ -191,20 +191,23 @@ def make_sweep_table(rows, swept):
     )
 
 
-def render(results, plots=()):
+def render(results):
     """Renders the page."""
     versions = ', '.join(map(' '.join, results['versions'].items()))
+    machine = results['machine']
+    if results['device'] != '@numpy':
+        machine += f', {results["device"]}'
     parts = [
         '# Performance: all tables',
         '<!-- not run: takes a quarter of an hour -->\n'
         '```console\n$ {command}\n```'.format(**results),
-        '{date}, {machine}, {device}, {}.'.format(versions, **results),
+        f'{results["date"]}, {machine}, {versions}.',
         '[performance.md](performance.md) says how these were measured. Each '
         'time is the median over the rounds; each ratio is the median of the '
         "rounds' ratios.",
         '## Contenders',
-        make_table(
-            {'': f'`{name}`', 'what it is': description}
+        '\n'.join(
+            f'- `{name}`: {description}'
             for name, (_, description) in {
                 **CONTENDERS,
                 **INFERENCES,
@@ -226,7 +229,7 @@ def render(results, plots=()):
         'also draws plots and saves snapshots.',
         make_training_table(results['training']),
         '## Times and memory of each layer',
-        '"It / product" shows how close a contender comes to the floor: the '
+        '"Time / product" shows how close a contender comes to the floor: the '
         'same products by the same BLAS, written into existing memory. "Peak" '
         'is the most memory in use during a pass, beyond what was in use when '
         'it began; "kept" is what forward leaves for backward besides y.',
@@ -243,6 +246,5 @@ def render(results, plots=()):
         'until it is done. Most of the time goes into grouping, which works '
         'on up to 2,048 columns at a time, in matrices of that size.',
         make_conversion_table(results['sharing']),
-        *(f'![{name}](performance/{name}.png)' for name in plots),
     ]
     return '\n\n'.join(parts) + '\n'

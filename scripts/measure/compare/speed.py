@@ -81,7 +81,7 @@ def measure_speed(runs, records, dataset, rounds, repeats):
     (images, labels), _, _ = read(dataset)
     seconds = measure_training(networks, images, labels, rounds, repeats)
     columns = {
-        run: {'it / dense': numpy.median(seconds[run] / seconds[runs[0]])}
+        run: {'time / dense': numpy.median(seconds[run] / seconds[runs[0]])}
         for run in runs
     }
     for batch_size in ONNX_BATCH_SIZES:

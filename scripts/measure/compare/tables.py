@@ -10,7 +10,8 @@ def summarize(run, records, key):
     figures = [record[key] for record in records]
     mean = statistics.mean(figures)
     spread = statistics.stdev(figures) if len(figures) > 1 else 0
-    return f'{mean:.{run.decimals}f} ± {spread:.{run.decimals}f}'
+    # With spaces where no line breaks.
+    return f'{mean:.{run.decimals}f}\xa0±\xa0{spread:.{run.decimals}f}'
 
 
 def describe_layers(record):
