@@ -11,10 +11,6 @@ import pytest
 
 from tests.helpers import DTYPES, fill, run_onnx
 
-pytestmark = pytest.mark.filterwarnings(
-    'ignore:ONNX-Chainer has been tested only'
-)
-
 
 class Model(chainer.Chain):
     """Calls a function with Variables, or a link."""
@@ -238,12 +234,6 @@ def test_resize_images(align_corners):
         (
             lambda x: F.resize_images(x, (6, 6), mode='nearest'),
             "mode='nearest'",
-        ),
-        (
-            lambda x: F.fixed_batch_normalization(
-                x, *(numpy.ones(3, 'f') for _ in range(4)), axis=(0, 1, 2)
-            ),
-            r'over the axes \(0, 1, 2\)',
         ),
         (
             lambda x: F.n_step_gru(
