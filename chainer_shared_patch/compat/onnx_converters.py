@@ -61,9 +61,7 @@ def _to_indices(slices: Sequence[Any]) -> list[Any]:
         else:
             is_supported = is_supported and (is_first or is_adjacent)
     if not is_supported:
-        raise ValueError(
-            f'export(): cannot export GetItem with the indices {slices}'
-        )
+        raise ValueError(f'the indices are {slices}')
     return indices
 
 
@@ -72,22 +70,14 @@ def _convert_get_item(convert: Any, params: Any) -> Any:
     return convert(params)
 
 
-def _name_constant(params: Any, array: Any, name: str) -> None:
+def _convert_with_constant(name: str, convert: Any, params: Any) -> Any:
+    """Writes an array of the function that is no variable of the model."""
     from chainer.backends.cuda import to_cpu
 
+    array = getattr(params.func, name)
     if id(array) not in params.context.name_list:
-        constant = numpy.asarray(to_cpu(array))
-        constant_name = params.context.add_const(constant, name)
-        params.context.set_name(array, constant_name)
-
-
-def _convert_where(convert: Any, params: Any) -> Any:
-    _name_constant(params, params.func.condition, 'condition')
-    return convert(params)
-
-
-def _convert_permutate(convert: Any, params: Any) -> Any:
-    _name_constant(params, params.func.indices, 'indices')
+        constant = params.context.add_const(numpy.asarray(to_cpu(array)), name)
+        params.context.set_name(array, constant)
     return convert(params)
 
 
@@ -95,13 +85,6 @@ def _make_graph() -> Any:
     from onnx_chainer.onnx_helper import GraphBuilder
 
     return GraphBuilder()
-
-
-def _make_node(params: Any, op_type: str, **attributes: Any) -> Any:
-    from onnx_chainer.onnx_helper import make_node
-
-    names = params.input_names, params.output_names
-    return [make_node(op_type, *names, **attributes)]
 
 
 def _set_attributes(node: Any, **attributes: Any) -> Any:
@@ -203,7 +186,9 @@ def _convert_swish(convert: Any, params: Any) -> Any:
 
 
 def _convert_rounding(convert: Any, params: Any) -> Any:
-    return _make_node(params, params.func.custom_function_node_name.title())
+    graph = _make_graph()
+    graph.op(params.func.custom_function_node_name.title(), params.input_names)
+    return graph.nodes(params.output_names)
 
 
 def _write_numbers(params: Any, numbers: dict[str, Any], nodes: Any) -> Any:
@@ -241,7 +226,7 @@ def _convert_group_normalization(convert: Any, params: Any) -> Any:
 def _convert_pad(convert: Any, params: Any) -> Any:
     keywords = params.func.keywords
     if keywords.keys() - {'constant_values'}:
-        raise ValueError(f'export(): cannot export Pad with {keywords}')
+        raise ValueError(f'the options are {keywords}')
     numbers = {}
     if 'constant_values' in keywords:
         values = numpy.unique(keywords['constant_values']).tolist()
@@ -329,10 +314,7 @@ def _convert_resize_images(convert: Any, params: Any) -> Any:
     """Aligns the corners as Chainer does; up to opset 10, no runtime can."""
     func = params.func
     if func.mode != 'bilinear':
-        raise ValueError(
-            f'export(): cannot export ResizeImages with mode={func.mode!r}, '
-            "but only with 'bilinear'"
-        )
+        raise ValueError(f"mode is {func.mode!r}, but must be 'bilinear'")
     (node,) = convert(params)
     if params.opset_version > 10:
         # Sizes need no rounding, as scales do.
@@ -351,32 +333,15 @@ def _convert_rollaxis(convert: Any, params: Any) -> Any:
     ndim = len(func.inputs[0].shape)
     labels = numpy.broadcast_to(0, range(1, ndim + 1))
     shape = numpy.rollaxis(labels, func.axis, func.start).shape
+    graph = _make_graph()
     perm = [label - 1 for label in shape]
-    return _make_node(params, 'Transpose', perm=perm)
-
-
-def _convert_separate(convert: Any, params: Any) -> Any:
-    params.func.axis %= len(params.func.inputs[0].shape)
-    return convert(params)
-
-
-def _convert_squeeze(convert: Any, params: Any) -> Any:
-    shape = params.func.inputs[0].shape
-    axis = params.func.axis
-    if axis is None:
-        axis = [i for i, size in enumerate(shape) if size == 1]
-    if not axis:
-        return _make_node(params, 'Identity')
-    params.func.axis = [each % len(shape) for each in axis]
-    return convert(params)
+    graph.op('Transpose', params.input_names, perm=perm)
+    return graph.nodes(params.output_names)
 
 
 def _convert_softplus(convert: Any, params: Any) -> Any:
     if params.func.beta != 1:
-        raise ValueError(
-            'export(): cannot export Softplus with a beta of '
-            f'{params.func.beta}, but only of 1'
-        )
+        raise ValueError(f'beta is {params.func.beta}, but must be 1')
     return convert(params)
 
 
@@ -385,9 +350,7 @@ def _convert_tile(convert: Any, params: Any) -> Any:
     ndim = len(func.inputs[0].shape)
     reps = (func.reps,) if isinstance(func.reps, int) else func.reps
     if len(reps) > ndim:
-        raise ValueError(
-            f'export(): cannot export Tile of {ndim} axes with reps={reps}'
-        )
+        raise ValueError(f'reps={reps} are more than {ndim} axes')
     func.reps = (1,) * (ndim - len(reps)) + tuple(reps)
     return convert(params)
 
@@ -410,12 +373,6 @@ def _convert_normalize(convert: Any, params: Any) -> Any:
     return graph.nodes(params.output_names)
 
 
-def _convert_local_response_normalization(convert: Any, params: Any) -> Any:
-    """Makes the window odd, as Chainer does."""
-    params.func.n = int(params.func.n) // 2 * 2 + 1
-    return convert(params)
-
-
 def _convert_matmul(convert: Any, params: Any) -> Any:
     """Swaps a vector and a transposed matrix, which onnxruntime mistakes."""
     func = params.func
@@ -435,10 +392,7 @@ def _convert_softmax_cross_entropy(convert: Any, params: Any) -> Any:
     options = func.normalize, func.ignore_label, func.reduce, len(x.shape)
     is_weighted = func.class_weight is not None
     if options != (True, -1, 'mean', 2) or is_weighted or func.soft_target:
-        raise ValueError(
-            'export(): cannot export SoftmaxCrossEntropy with other options '
-            'than the default, or of scores that are not a matrix'
-        )
+        raise ValueError('options are not the default, or x is no matrix')
     graph = _make_graph()
     classes = numpy.arange(x.shape[1], dtype=t.dtype)
     one = context.add_const(numpy.array(1, x.dtype), 'one')
@@ -457,18 +411,14 @@ def _convert_max_pooling(convert: Any, params: Any) -> Any:
     from chainer.utils.conv import get_conv_outsize
 
     func = params.func
-    windows = (
-        ((func.kh, func.sy, func.ph), (func.kw, func.sx, func.pw))
-        if hasattr(func, 'kh')
-        else zip(func.ksize, func.stride, func.pad)
-    )
-    for size, (ksize, stride, pad) in zip(func.inputs[0].shape[2:], windows):
+    sizes = func.inputs[0].shape[2:]
+    windows = zip(sizes, func.ksize, func.stride, func.pad)
+    for size, ksize, stride, pad in windows:
         out = get_conv_outsize(size, ksize, stride, pad, func.cover_all)
         if (out - 1) * stride >= size + pad:
             raise ValueError(
-                'export(): cannot export max pooling whose last window lies '
-                f'in the padding: of {size} elements with ksize={ksize}, '
-                f'stride={stride} and pad={pad}'
+                f'with ksize={ksize}, stride={stride} and pad={pad}, the '
+                f'last window of {size} elements lies in the padding'
             )
     return convert(params)
 
@@ -476,10 +426,7 @@ def _convert_max_pooling(convert: Any, params: Any) -> Any:
 def _convert_n_step_gru(convert: Any, params: Any) -> Any:
     n_layers, _, _, _, _, xs = params.func.args
     if len(params.input_names) != 1 + 12 * n_layers + len(xs):
-        raise ValueError(
-            'export(): cannot export n_step_gru if one of hx, ws, bs and xs '
-            'is an array and not a Variable'
-        )
+        raise ValueError('one of hx, ws, bs and xs is not a Variable')
     return convert(params)
 
 
@@ -537,7 +484,12 @@ def _fix_inputs(graph: Any) -> None:
         def add_input(node: Any, name: str, value: Any) -> None:
             node.input.append(self.context.add_const(value, name))
 
-        nodes = create_node(self, func_name, func, *args)
+        try:
+            nodes = create_node(self, func_name, func, *args)
+        except (ValueError, NotImplementedError, RuntimeError) as error:
+            raise ValueError(
+                f'export(): cannot export {func_name}: {error}'
+            ) from error
         opset = self.specified_opset_version
         for i, node in enumerate(nodes):
             name, since = _INPUTS.get(node.op_type, ('', opset + 1))
@@ -588,8 +540,8 @@ FIXES = (
     ),
     _make_fix(
         'constant conditions and indices are missing',
-        Permutate=_convert_permutate,
-        Where=_convert_where,
+        Permutate=functools.partial(_convert_with_constant, 'indices'),
+        Where=functools.partial(_convert_with_constant, 'condition'),
     ),
     _make_fix(
         'numbers, weights and inputs of different data types meet',
@@ -602,21 +554,17 @@ FIXES = (
         'axes are counted otherwise than in Chainer',
         PReLUFunction=_convert_prelu,
         Rollaxis=_convert_rollaxis,
-        Separate=_convert_separate,
-        Squeeze=_convert_squeeze,
         Tile=_convert_tile,
         Transpose=_convert_transpose,
     ),
     _make_fix(
-        'align_corners, beta, cover_all, dilate, eps, mode, n, outsize, '
+        'align_corners, beta, cover_all, dilate, eps, mode, outsize, '
         'pad_value and reflect_type are ignored',
         AveragePoolingND=_convert_average_pooling,
         Convolution2DFunction=_convert_convolution,
         ConvolutionND=_convert_convolution,
         Deconvolution2DFunction=_convert_convolution,
         DeconvolutionND=_convert_convolution,
-        LocalResponseNormalization=_convert_local_response_normalization,
-        MaxPooling2D=_convert_max_pooling,
         MaxPoolingND=_convert_max_pooling,
         NormalizeL2=_convert_normalize,
         ResizeImages=_convert_resize_images,
@@ -651,7 +599,7 @@ FIXES = (
     Fix(
         module='onnx_chainer.graph',
         broken='attributes that are inputs since opset 12, 13 or 18 are '
-        'attributes',
+        'attributes, and not every error names the function',
         when=None,
         apply=_fix_inputs,
     ),
