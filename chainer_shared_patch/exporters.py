@@ -7,6 +7,7 @@ from typing import Any
 
 from chainer_shared_patch.blocks import count_orders, slice_evenly
 from chainer_shared_patch.compat.importing import on_import
+from chainer_shared_patch.compat.onnx_recurrent import convert_n_step_rnn
 from chainer_shared_patch.functions import SharedLinearFunction
 from chainer.backends.cuda import to_cpu
 import numpy
@@ -81,8 +82,24 @@ def convert_shared_linear(params: Any) -> Any:
     return graph.nodes(params.output_names)
 
 
-def _add_converter(mapping: Any) -> None:
+def _add_up_blocks(params: Any, graph: Any, x: Any) -> Any:
+    """Prepares the sequences for an ``NStepGRU`` that shares its weights."""
+    link, _, sequences = params.func.args
+    k = link.ws[0][0].shape[1]
+    n = sequences.shape[2] // k
+    if n == 1:
+        return x
+    shape = numpy.array((0, 0, n, k), numpy.int64)
+    shape = params.context.add_const(shape, 'blocks')
+    x = graph.op('Reshape', [x, shape])
+    return graph.op('ReduceSum', [x], axes=[2], keepdims=0)
+
+
+def _add_converters(mapping: Any) -> None:
     mapping.converters['SharedLinearFunction'] = convert_shared_linear
+    mapping.converters['NStepRNN'] = functools.partial(
+        convert_n_step_rnn, narrow=_add_up_blocks
+    )
 
 
 def _refuse_shared_layers(caffe: Any) -> None:
@@ -109,5 +126,5 @@ def _refuse_shared_layers(caffe: Any) -> None:
 
 def register() -> None:
     """Teaches the exporters about shared layers, once they are imported."""
-    on_import('onnx_chainer.mapping', _add_converter)
+    on_import('onnx_chainer.mapping', _add_converters)
     on_import('chainer.exporters.caffe', _refuse_shared_layers)

@@ -22,6 +22,7 @@ from chainer_shared_patch.compat import (
     numpy_removals,
     onnx_chainer,
     onnx_converters,
+    onnx_recurrent,
     onnx_sizes,
     pkg_resources,
     processes,
@@ -49,6 +50,7 @@ FIXES: tuple[Fix, ...] = (
     *mnist_download.FIXES,
     *onnx_chainer.FIXES,
     *onnx_converters.FIXES,
+    *onnx_recurrent.FIXES,
     *onnx_sizes.FIXES,
     *chainermn.FIXES,
 )

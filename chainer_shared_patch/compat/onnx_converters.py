@@ -423,13 +423,6 @@ def _convert_max_pooling(convert: Any, params: Any) -> Any:
     return convert(params)
 
 
-def _convert_n_step_gru(convert: Any, params: Any) -> Any:
-    n_layers, _, _, _, _, xs = params.func.args
-    if len(params.input_names) != 1 + 12 * n_layers + len(xs):
-        raise ValueError('one of hx, ws, bs and xs is not a Variable')
-    return convert(params)
-
-
 def _use(converters: dict[str, Any], mapping: Any) -> None:
     def make_converter(convert: Any, original: Any) -> Any:
         def convert_copy(params: Any) -> Any:
@@ -472,7 +465,6 @@ _INPUTS = {
 
 
 def _fix_inputs(graph: Any) -> None:
-    from chainer import config
     from onnx import helper
 
     create_node = graph.Graph.create_node
@@ -502,9 +494,8 @@ def _fix_inputs(graph: Any) -> None:
                 add_input(node, f'{name}_{i}', numpy.array(value, dtype))
                 node.attribute.remove(attribute)
             if node.op_type == 'Dropout':
-                # The function is called only in train mode.
-                train = func_name == 'Dropout' or config.train
-                add_input(node, f'training_mode_{i}', numpy.array(train))
+                # It is written only in train mode.
+                add_input(node, f'training_mode_{i}', numpy.array(True))
             if node.op_type == 'Split' and not found and opset > 17:
                 _set_attributes(node, num_outputs=len(node.output))
         return nodes
@@ -591,10 +582,6 @@ FIXES = (
         'results of ceil, fix, floor and gumbel_softmax are constants',
         None,
         _add_functions,
-    ),
-    _make_fix(
-        'arrays among the arguments of n_step_gru shift the others',
-        n_step_gru=_convert_n_step_gru,
     ),
     Fix(
         module='onnx_chainer.graph',

@@ -139,8 +139,18 @@ def _are_same(a: Any, b: Any) -> bool:
     )
 
 
+def _are_zeros(a: Any, b: Any) -> Any:
+    """Tells whether two arrays are zeros, and differ in their shapes alone."""
+    return (
+        a.shape != b.shape and a.dtype.kind == 'f' and not (a.any() or b.any())
+    )
+
+
 class _Difference(NamedTuple):
-    """A constant that depends on the sizes, and a node that reads it."""
+    """A constant that depends on the sizes, and a node that reads it.
+
+    Of an array of zeros, it is the shape.
+    """
 
     name: str
     value: Any
@@ -183,7 +193,15 @@ def _compare(a: _Graph, b: _Graph, axes: list[_Axis]) -> list[_Difference]:
                     differences.append(_Difference(name, *values, x, y))
             elif name in a.weights and other in b.weights:
                 values = a.weights[name], b.weights[other]
-                is_same = is_same and _are_same(*values)
+                if _are_zeros(*values):
+                    shape, other_shape = (
+                        numpy.array(each.shape) for each in values
+                    )
+                    differences.append(
+                        _Difference(name, shape, other_shape, x, y)
+                    )
+                else:
+                    is_same = is_same and _are_same(*values)
             else:
                 is_same = is_same and same.get(name, name) == other
         if not is_same:
@@ -271,15 +289,34 @@ def _compute(
     return nodes
 
 
+def _make_zeros(a: _Graph, each: _Difference, axes: list[_Axis]) -> list[Any]:
+    """Returns nodes that compute a shape, and an array of zeros of it."""
+    from onnx import helper, numpy_helper
+
+    shape, zero = f'{each.name}_shape', f'{each.name}_zero'
+    array = numpy.zeros([1] * len(each.value), a.weights[each.name].dtype)
+    return [
+        *_compute(a.inputs, each._replace(name=shape), axes),
+        helper.make_node(
+            'Constant', [], [zero], value=numpy_helper.from_array(array)
+        ),
+        helper.make_node('Tile', [zero, shape], [each.name]),
+    ]
+
+
 def _follow_sizes(a: _Graph, b: _Graph, axes: list[_Axis]) -> list[Any]:
     """Returns the nodes of a model that follows the sizes of its inputs."""
     from onnx import helper, numpy_helper
 
     replaced: dict[str, list[Any]] = {}
+    zeros: dict[str, list[Any]] = {}
     differences = _compare(a, b, axes)
     readers = collections.Counter(each.name for each in differences)
     for each in differences:
         shape = None
+        if each.name in a.weights:
+            zeros[each.name] = _make_zeros(a, each, axes)
+            continue
         if each.node.op_type == 'Reshape' and readers[each.name] == 1:
             shape = _reshape(a, b, each)
         if shape is None:
@@ -289,9 +326,10 @@ def _follow_sizes(a: _Graph, b: _Graph, axes: list[_Axis]) -> list[Any]:
             replaced[each.name] = [
                 helper.make_node('Constant', [], [each.name], value=tensor)
             ]
-    return [
+    nodes = [
         new for node in a.nodes for new in replaced.get(node.output[0], [node])
     ]
+    return [*sum(zeros.values(), []), *nodes]
 
 
 def _to_list(args: Any) -> list[Any]:
@@ -368,6 +406,11 @@ def _fix_export(export: Any) -> None:
             nodes = _follow_sizes(graph, other, axes)
             del model.graph.node[:]
             model.graph.node.extend(nodes)
+            computed = {name for node in nodes for name in node.output}
+            for values in (model.graph.input, model.graph.initializer):
+                kept = [each for each in values if each.name not in computed]
+                del values[:]
+                values.extend(kept)
             if not has_weights:
                 del model.graph.initializer[:]
             return shape_inference.infer_shapes(model)

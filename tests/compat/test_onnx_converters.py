@@ -355,17 +355,6 @@ def test_resize_images(align_corners):
             lambda x: F.resize_images(x, (6, 6), mode='nearest'),
             "ResizeImages: mode is 'nearest'",
         ),
-        (
-            lambda x: F.n_step_gru(
-                1,
-                0.0,
-                numpy.zeros((1, 3, 3), 'f'),
-                [[chainer.Variable(numpy.ones((3, 3), 'f'))] * 6],
-                [[chainer.Variable(numpy.ones(3, 'f'))] * 6],
-                [x[0, 0]],
-            )[0],
-            'n_step_gru: one of hx',
-        ),
     ],
 )
 def test_what_cannot_be_written_is_refused(function, message):
@@ -388,7 +377,7 @@ def test_the_page_lists_what_cannot_be_exported():
     page = Path(__file__).parents[2] / 'docs' / 'compatibility.md'
     text = page.read_text(encoding='utf-8').partition('have no converter:')[2]
     listed = text.partition('\n\n')[0]
-    assert missing - {'LSTM'} == set(re.findall('`(.*?)`', listed))
+    assert missing == set(re.findall('`(.*?)`', listed))
 
 
 SINCE_13 = {
@@ -409,24 +398,6 @@ SINCE_13 = {
 @pytest.mark.parametrize('name', SINCE_13)
 def test_later_opsets(name, opset):
     check(SINCE_13[name], numbers(2, 4, 4), opset)
-
-
-class GRU(L.NStepGRU):
-    """Has layers, between which there is a dropout."""
-
-    def __init__(self):
-        super().__init__(2, 4, 3, 0.5)
-
-    def forward(self, x):
-        return super().forward(None, F.separate(x))[0]
-
-
-@pytest.mark.parametrize('opset', [11, 13, 18])
-def test_layers_of_a_gru(random, opset):
-    x = random.randn(5, 2, 4).astype('f')
-    link = GRU()
-    # Both compute in float32, of which they keep at least half the digits.
-    check(link, x, opset, numpy.sqrt(numpy.finfo('f').eps))
 
 
 @pytest.mark.parametrize('opset', [11, 18])

@@ -62,6 +62,7 @@ MODELS = {
     'attention': lambda x: F.matmul(F.matmul(x, x, transb=True), x).reshape(
         len(x), 2, 12
     ),
+    'zeros': lambda x: F.concat([x, numpy.zeros((len(x), 1, 6), 'f')], 1),
     'maxout': lambda x: F.maxout(x.reshape(len(x), 24), 3),
 }
 
