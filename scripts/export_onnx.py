@@ -114,7 +114,7 @@ def main():
     )
     add = parser.add_argument
     add('--out', '-o', default='result', help='directory with model.npz')
-    add('--opset', type=int, choices=range(7, 12), default=11)
+    add('--opset', type=int, choices=range(7, 19), default=11)
     add('--repeats', type=int, default=200, help='timed runs')
     args = parser.parse_args()
     try:

@@ -111,12 +111,6 @@ class TestSharedLinear:
             assert y.shape == (size, OUT)
             assert_exact(y, link, x[:size], gy[:size])
 
-    def test_opset_beyond_the_exporters(self, random):
-        link, x, gy = make_layer(random, 'f')
-        with pytest.warns(UserWarning, match='tested only with opset'):
-            _, run = export(chainer.Sequential(link), x, opset_version=13)
-        assert_exact(run(x)[0], link, x, gy)
-
     @pytest.mark.parametrize('order', ORDERS)
     def test_input_of_another_width_is_refused(self, random, order):
         link, x, _ = make_layer(random, 'f', ORDERS[order])

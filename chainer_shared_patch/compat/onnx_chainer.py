@@ -65,19 +65,24 @@ def _fix_check(export: Any) -> None:
     export.check_onnx_model = check_older_model
 
 
-def _fix_filename(export: Any) -> None:
+def _fix_options(export: Any) -> None:
     run = export._export
     signature = inspect.signature(run)
+    default_opset = export.MAXIMUM_OPSET_VERSION
+    for module in (export, sys.modules['onnx_chainer']):
+        vars(module)['MAXIMUM_OPSET_VERSION'] = 18
 
     @functools.wraps(run)
-    def run_with_path(*args: Any, **kwargs: Any) -> Any:
+    def run_with_options(*args: Any, **kwargs: Any) -> Any:
         options = signature.bind(*args, **kwargs).arguments
+        if options['opset_version'] is None:
+            options['opset_version'] = default_opset
         filename = options['filename']
         if filename is not None and not hasattr(filename, 'write'):
             options['filename'] = os.fsdecode(filename)
         return run(**options)
 
-    export._export = run_with_path
+    export._export = run_with_options
 
 
 FIXES = (
@@ -103,8 +108,9 @@ FIXES = (
     ),
     Fix(
         module='onnx_chainer.export',
-        broken='writes nothing where filename is a path and not a string',
+        broken='warns of opsets later than 11, and writes nothing where '
+        'filename is a path and not a string',
         when=None,
-        apply=_fix_filename,
+        apply=_fix_options,
     ),
 )

@@ -58,6 +58,19 @@ def test_dtypes(dtype, to):
     assert y.tolist() == [[3, 6]]
 
 
+@pytest.mark.parametrize('opset', [None, 12, 18])
+def test_opsets(opset):
+    assert onnx_chainer.MAXIMUM_OPSET_VERSION == 18
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        graph = onnx_chainer.export(
+            chainer.Sequential(L.Linear(3, 4)),
+            numpy.ones((2, 3), 'f'),
+            opset_version=opset,
+        )
+    assert graph.opset_import[0].version == (opset or 11)
+
+
 def test_weights_are_constants():
     x = numpy.ones((2, 3), 'f')
     graph = onnx_chainer.export(chainer.Sequential(L.Linear(3, 4)), x)

@@ -73,7 +73,6 @@ def make_model(function):
     return chainer.Sequential(function)
 
 
-@pytest.mark.filterwarnings('ignore:ONNX-Chainer has been tested only')
 @pytest.mark.parametrize('opset', [10, 13])
 @pytest.mark.parametrize('size', [1, 4])
 @pytest.mark.parametrize('name', MODELS)
