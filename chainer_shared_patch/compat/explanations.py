@@ -1,0 +1,207 @@
+"""What to tell about an error that today's Python and NumPy have brought."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import os
+import re
+import sysconfig
+import traceback
+from typing import Any
+
+from chainer_shared_patch.compat import legacy
+from chainer_shared_patch.compat.importing import is_met
+import chainer
+import numpy
+
+_LEGACY = 'run the program with --legacy'
+_UPGRADE = 'https://docs.chainer.org/en/stable/upgrade.html'
+_AXES = 'only 0-dimensional arrays can be converted to Python scalars'
+
+# How the error is printed, the requirement since which it is one, and the
+# edit. No sentence may be wrong where something else has caused the error.
+EXPLANATIONS: tuple[tuple[str, str | None, str], ...] = (
+    (
+        f'TypeError: ({_AXES}|%. format: .* is required, not numpy.ndarray)',
+        'numpy >= 2.4',
+        'an array that has axes is not converted to a number: if it has one '
+        'element, write x.item()',
+    ),
+    (
+        'ValueError: setting an array element .* inhomogeneous shape',
+        'numpy >= 1.24',
+        'items of different shapes become an array of objects only on '
+        'request: if you want one, write numpy.array(..., dtype=object)',
+    ),
+    (
+        r'OverflowError: Python integer -?\d+ out of bounds for u?int\d+',
+        'numpy >= 2',
+        'an integer has to fit into the data type that it meets: use a wider '
+        'one or, to wrap the integer n, numpy.array(n).astype(dtype)',
+    ),
+    (
+        'ValueError: Object arrays cannot be loaded when allow_pickle=False',
+        'numpy >= 1.16.3',
+        'numpy.load unpickles only on request: if you trust the file, write '
+        'numpy.load(..., allow_pickle=True)',
+    ),
+    (
+        'TypeError: arrays to stack must be passed as a "sequence" type',
+        'numpy >= 2',
+        'arrays that are stacked come in a list, not in a generator: write '
+        'list(...) around it',
+    ),
+    *(
+        (
+            "AttributeError: ('numpy.+ object has no attribute '"
+            f'|`){method}(`.* removed|.$)',
+            when,
+            f'arrays have no {method}: write {edit}',
+        )
+        for method, when, edit in (
+            ('itemset', 'numpy >= 2', 'x[index] = value'),
+            ('newbyteorder', 'numpy >= 2', 'x.view(x.dtype.newbyteorder())'),
+            ('ptp', 'numpy >= 2', 'numpy.ptp(x)'),
+            ('tostring', 'numpy >= 2.3', 'x.tobytes()'),
+        )
+    ),
+    (
+        'ValueError: Unable to avoid copy while creating an array',
+        'numpy >= 2',
+        f'numpy.array(..., copy=False) refuses to copy: {_LEGACY}, or write '
+        'numpy.asarray(...)',
+    ),
+    (
+        'ValueError: The binary mode of fromstring is removed',
+        'numpy >= 2.3',
+        f'numpy.fromstring refuses bytes: {_LEGACY}, or write '
+        'numpy.frombuffer(...).copy()',
+    ),
+    (
+        "ModuleNotFoundError: No module named 'imp'$",
+        'python >= 3.12',
+        f'imp is gone: {_LEGACY}, or use importlib',
+    ),
+    (
+        "ModuleNotFoundError: No module named 'distutils'$",
+        'python >= 3.12',
+        'distutils is gone: pip install setuptools, which has it',
+    ),
+    (
+        'RuntimeError: generator raised StopIteration$',
+        'python >= 3.7',
+        'StopIteration does not end a generator: write return for raise '
+        'StopIteration, and catch it where next() raises it',
+    ),
+    (
+        r'TypeError: load\(\) missing 1 required .* argument: .Loader.$',
+        'pyyaml >= 6',
+        'yaml.load needs a Loader: write yaml.safe_load(...)',
+    ),
+    (
+        "AttributeError: module 'PIL.Image' has no attribute 'ANTIALIAS'",
+        'pillow >= 10',
+        'Image.ANTIALIAS is gone: write Image.LANCZOS',
+    ),
+    (
+        'RuntimeError: CUDA environment is not correctly set up',
+        None,
+        'the program wants a GPU, and CuPy is missing or finds none: tell it '
+        'to use the CPU, often by --gpu -1',
+    ),
+    (
+        "AttributeError: 'numpy.ndarray' object has no attribute 'get'$",
+        None,
+        'only arrays on a GPU have get: for both kinds, write '
+        'chainer.backends.cuda.to_cpu(x)',
+    ),
+    (
+        "SyntaxError: Missing parentheses in call to '(print|exec)'"
+        "|NameError: name '(basestring|raw_input|unicode|xrange)' is not "
+        "|ModuleNotFoundError: No module named '(Queue|cPickle|urllib2)'$"
+        "|AttributeError: 'dict' object has no attribute '(has_key|iteritems)'",
+        None,
+        'this is Python 2: first convert the program to Python 3',
+    ),
+    (
+        r'ValueError: \w+ argument is not supported anymore'
+        "|ImportError: cannot import name 'FunctionSet' from 'chainer'"
+        "|AttributeError: module 'chainer' has no attribute 'FunctionSet'",
+        None,
+        f'this is Chainer 1: follow {_UPGRADE}',
+    ),
+)
+_MISSING = (
+    r"AttributeError: module '(?P<module>[\w.]+)' has no attribute "
+    r"'(?P<name>\w+)'",
+    r'AttributeError: `(?P<module>np)\.(?P<name>\w+)` was removed',
+    r"ImportError: cannot import name '(?P<name>\w+)' from "
+    r"'(?P<module>[\w.]+)'",
+)
+
+
+def explain(error: BaseException, trace: Any) -> str | None:
+    """Returns what has changed, since when, and what to edit where."""
+    # Of what a number is made that is put into an array.
+    cause = error.__cause__ if _AXES in str(error.__cause__) else error
+    has_legacy = any(fix.is_applied for fix in legacy.FIXES)
+    for when, sentence in _find(f'{type(cause).__name__}: {cause}'):
+        if has_legacy and _LEGACY in sentence:
+            continue
+        if when is None or is_met(when):
+            if when is not None:
+                name, version = when.split(' >= ')
+                name = {'numpy': 'NumPy', 'pyyaml': 'PyYAML'}.get(
+                    name, name.capitalize()
+                )
+                sentence = f'since {name} {version}, {sentence}'
+            return ': '.join(
+                ['chainer_shared_patch', *_locate(error, trace), sentence]
+            )
+    return None
+
+
+def _find(printed: str) -> Iterator[tuple[str | None, str]]:
+    for pattern, when, sentence in EXPLANATIONS:
+        if re.match(pattern, printed):
+            yield when, sentence
+    for pattern in _MISSING:
+        match = re.match(pattern, printed)
+        if match:
+            module = match['module']
+            module = 'numpy' if module == 'np' else module
+            yield from _find_name(module, match['name'])
+
+
+def _find_name(module: str, name: str) -> Iterator[tuple[str, str]]:
+    for (each, when), names in legacy.NAMES.items():
+        if each == module and name in names:
+            sentence = f'{module}.{name} is gone: {_LEGACY}'
+            value = names[name]
+            if isinstance(value, str):
+                sentence += f', or write {module}.{value}'
+            elif isinstance(value, type):
+                sentence += f', or write {value.__name__}'
+            yield when, sentence
+
+
+def _locate(error: BaseException, trace: Any) -> list[str]:
+    """Returns the last place in the program or in a library, if any."""
+    if isinstance(error, SyntaxError):
+        return [f'{error.filename}, line {error.lineno}']
+    cause = error.__cause__
+    if isinstance(cause, StopIteration):  # in the generator
+        trace = cause.__traceback__
+    elif type(cause).__name__.endswith('RemoteTraceback'):
+        return []  # in another process
+    packages = (chainer.__file__, numpy.__file__, os.path.dirname(__file__))
+    library = os.path.join(sysconfig.get_path('stdlib'), '')
+    places = [
+        f'{path}, line {line}'
+        for path, line, _, _ in traceback.extract_tb(trace)
+        if not path.startswith(
+            ('<', *(os.path.dirname(package) + os.sep for package in packages))
+        )
+        and (not path.startswith(library) or 'site-packages' in path)
+    ]
+    return places[-1:]
