@@ -124,7 +124,7 @@ EXPLANATIONS: tuple[tuple[str, str | None, str], ...] = (
         'this is Python 2: first convert the program to Python 3',
     ),
     (
-        r'ValueError: \w+ argument is not supported anymore'
+        'ValueError: (test|train|use_cudnn|volatile) argument is not supported '
         "|ImportError: cannot import name 'FunctionSet' from 'chainer'"
         "|AttributeError: module 'chainer' has no attribute 'FunctionSet'",
         None,
