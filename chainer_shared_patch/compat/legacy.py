@@ -25,15 +25,8 @@ from typing import Any
 import warnings
 
 from chainer_shared_patch.compat.importing import Fix
+from chainer_shared_patch.compat.numpy_removals import SCTYPES
 import numpy
-
-_SCTYPES = {
-    'int': [numpy.int8, numpy.int16, numpy.int32, numpy.int64],
-    'uint': [numpy.uint8, numpy.uint16, numpy.uint32, numpy.uint64],
-    'float': [numpy.float16, numpy.float32, numpy.float64, numpy.longdouble],
-    'complex': [numpy.complex64, numpy.complex128, numpy.clongdouble],
-    'others': [bool, object, bytes, str, numpy.void],
-}
 
 
 class _ByType(dict[Any, Any]):
@@ -49,6 +42,10 @@ class _ByType(dict[Any, Any]):
 def _asfarray(a: Any, dtype: Any = numpy.float64) -> Any:
     is_inexact = numpy.issubdtype(dtype, numpy.inexact)
     return numpy.asarray(a, dtype if is_inexact else numpy.float64)
+
+
+def _asscalar(a: Any) -> Any:
+    return (a if hasattr(a, 'item') else numpy.asarray(a)).item()
 
 
 def _in1d(ar1: Any, ar2: Any, *args: Any, **kwargs: Any) -> Any:
@@ -70,7 +67,7 @@ def _alias(pairs: str) -> dict[str, str]:
 NAMES: dict[tuple[str, str], Mapping[str, Any]] = {
     ('numpy', 'numpy >= 1.23'): {
         'alen': lambda a: len(numpy.atleast_1d(a)),
-        'asscalar': lambda a: a.item(),
+        'asscalar': _asscalar,
     },
     ('numpy', 'numpy >= 1.24'): {
         **{t.__name__: t for t in (bool, complex, float, int, object, str)},
@@ -103,7 +100,7 @@ NAMES: dict[tuple[str, str], Mapping[str, Any]] = {
         'msort': lambda a: numpy.sort(a, axis=0),
         'nbytes': _ByType(lambda key: numpy.dtype(key).itemsize),
         'safe_eval': ast.literal_eval,
-        'sctypes': _SCTYPES,
+        'sctypes': SCTYPES,
     },
     ('numpy', 'numpy >= 2.4'): {'in1d': _in1d, 'trapz': 'trapezoid'},
     ('numpy', 'numpy >= 2.5'): _alias(

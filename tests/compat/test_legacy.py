@@ -79,7 +79,7 @@ assert np.asfarray([1], dtype='f').dtype == np.float32
 assert np.mat('1 2; 3 4').I.shape == (2, 2)
 assert np.alen([[1, 2, 3]]) == 1 and np.alen(5) == 1
 x = np.asscalar(np.full((1, 1), 2, 'f'))
-assert x == 2 and type(x) is float
+assert x == 2 and type(x) is float and np.asscalar(2.5) == 2.5
 assert np.cast['int8'](2.7) == 2 and np.cast[np.int8](2.7).dtype == 'i1'
 assert np.nbytes['f'] == np.nbytes[np.float32] == 4
 assert np.float16 in np.sctypes['float'] and np.int8 in np.sctypes['int']
