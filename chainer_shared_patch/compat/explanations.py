@@ -16,6 +16,7 @@ import numpy
 
 _LEGACY = 'run the program with --legacy'
 _UPGRADE = 'https://docs.chainer.org/en/stable/upgrade.html'
+_PACKAGES = {'numpy': 'NumPy', 'python': 'Python', 'pyyaml': 'PyYAML'}
 _AXES = 'only 0-dimensional arrays can be converted to Python scalars'
 
 # How the error is printed, the requirement since which it is one, and the
@@ -120,33 +121,29 @@ EXPLANATIONS: tuple[tuple[str, str | None, str], ...] = (
         f'this is Chainer 1: follow {_UPGRADE}',
     ),
 )
-_MISSING = (
-    r"AttributeError: module '(?P<module>[\w.]+)' has no attribute "
-    r"'(?P<name>\w+)'",
+_GONE = (
+    r"AttributeError: module '(?P<module>[\w.]+)' has no .* '(?P<name>\w+)'",
     r'AttributeError: `(?P<module>np)\.(?P<name>\w+)` was removed',
-    r"ImportError: cannot import name '(?P<name>\w+)' from "
-    r"'(?P<module>[\w.]+)'",
+    r"ImportError: cannot import name '(?P<name>\w+)' from '(?P<module>.+?)'",
 )
 
 
 def explain(error: BaseException, trace: Any) -> str | None:
     """Returns what has changed, since when, and what to edit where."""
-    # Of what a number is made that is put into an array.
+    # An array that is put into an element of another is the cause of an error.
     cause = error.__cause__ if _AXES in str(error.__cause__) else error
     has_legacy = any(fix.is_applied for fix in legacy.FIXES)
     for when, sentence in _find(f'{type(cause).__name__}: {cause}'):
         if has_legacy and _LEGACY in sentence:
             continue
-        if when is None or is_met(when):
-            if when is not None:
-                name, version = when.split(' >= ')
-                name = {'numpy': 'NumPy', 'pyyaml': 'PyYAML'}.get(
-                    name, name.capitalize()
-                )
-                sentence = f'since {name} {version}, {sentence}'
-            return ': '.join(
-                ['chainer_shared_patch', *_locate(error, trace), sentence]
-            )
+        if when is not None:
+            if not is_met(when):
+                continue
+            name, version = when.split(' >= ')
+            name = _PACKAGES.get(name, name)
+            sentence = f'since {name} {version}, {sentence}'
+        places = _locate(error, trace)[-1:]
+        return ': '.join(['chainer_shared_patch', *places, sentence])
     return None
 
 
@@ -154,28 +151,21 @@ def _find(printed: str) -> Iterator[tuple[str | None, str]]:
     for pattern, when, sentence in EXPLANATIONS:
         if re.match(pattern, printed):
             yield when, sentence
-    for pattern in _MISSING:
-        match = re.match(pattern, printed)
-        if match:
-            module = match['module']
-            module = 'numpy' if module == 'np' else module
-            yield from _find_name(module, match['name'])
-
-
-def _find_name(module: str, name: str) -> Iterator[tuple[str, str]]:
-    for (each, when), names in legacy.NAMES.items():
-        if each == module and name in names:
-            sentence = f'{module}.{name} is gone: {_LEGACY}'
-            value = names[name]
-            if isinstance(value, str):
-                sentence += f', or write {module}.{value}'
-            elif isinstance(value, type):
-                sentence += f', or write {value.__name__}'
-            yield when, sentence
+    for match in filter(None, (re.match(each, printed) for each in _GONE)):
+        module = 'numpy' if match['module'] == 'np' else match['module']
+        for (each, since), names in legacy.NAMES.items():
+            if each == module and match['name'] in names:
+                value = names[match['name']]
+                sentence = f'{module}.{match["name"]} is gone: {_LEGACY}'
+                if isinstance(value, str):
+                    sentence += f', or write {module}.{value}'
+                elif isinstance(value, type):
+                    sentence += f', or write {value.__name__}'
+                yield since, sentence
 
 
 def _locate(error: BaseException, trace: Any) -> list[str]:
-    """Returns the last place in the program or in a library, if any."""
+    """Returns the places in the program and in libraries, innermost last."""
     if isinstance(error, SyntaxError):
         return [f'{error.filename}, line {error.lineno}']
     cause = error.__cause__
@@ -184,13 +174,11 @@ def _locate(error: BaseException, trace: Any) -> list[str]:
     elif type(cause).__name__.endswith('RemoteTraceback'):
         return []  # in another process
     packages = (chainer.__file__, numpy.__file__, os.path.dirname(__file__))
-    library = os.path.join(sysconfig.get_path('stdlib'), '')
-    places = [
+    folders = tuple(os.path.dirname(path) + os.sep for path in packages)
+    library = sysconfig.get_path('stdlib') + os.sep
+    return [
         f'{path}, line {line}'
         for path, line, _, _ in traceback.extract_tb(trace)
-        if not path.startswith(
-            ('<', *(os.path.dirname(package) + os.sep for package in packages))
-        )
+        if not path.startswith(('<', *folders))
         and (not path.startswith(library) or 'site-packages' in path)
     ]
-    return places[-1:]
