@@ -2,8 +2,9 @@
 
 Importing the plugin makes Chainer work on today's Python and NumPy, and
 installs the patch unless the environment variable ``CHAINER_SHARED_PATCH`` is
-0. Import it before Chainer if Chainer does not import by itself, otherwise
-any time before training. Under the patch, with
+0. With ``CHAINER_LEGACY=1``, it also gives back what Python and NumPy have
+removed. Import it before Chainer if Chainer does not import by itself,
+otherwise any time before training. Under the patch, with
 ``chainer.global_config.common_num = n``, a layer whose weight has the shape
 ``(out_size, in_size / n)`` uses it for each of the ``n`` blocks of its input.
 
@@ -70,5 +71,7 @@ __all__ = [
 
 _distributed.register()
 _exporters.register()
+if _config.read_switch('CHAINER_LEGACY', '0'):
+    compat.legacy.apply()
 if _config.read_environment():
     install()

@@ -6,6 +6,7 @@ configuration                       environment                  default
 ``chainer.config.common_num``       ``CHAINER_COMMON_NUM``       1
 ``chainer.config.shared_algorithm`` ``CHAINER_SHARED_ALGORITHM`` sum
 (whether importing installs)        ``CHAINER_SHARED_PATCH``     1
+(whether to give back what is gone) ``CHAINER_LEGACY``           0
 =================================== ============================ =======
 
 As with all of Chainer's settings, ``chainer.global_config`` holds the value
@@ -177,10 +178,14 @@ def read_environment() -> bool:
     if not hasattr(settings, 'shared_algorithm'):
         settings.shared_algorithm = algorithm
 
-    text = os.environ.get('CHAINER_SHARED_PATCH', '1')
+    return read_switch('CHAINER_SHARED_PATCH', '1')
+
+
+def read_switch(name: str, default: str) -> bool:
+    """Tells whether a variable of the environment is 1, and not 0."""
+    text = os.environ.get(name, default)
     if text not in ('0', '1'):
         raise ValueError(
-            'CHAINER_SHARED_PATCH must be 0 (off) or 1 (on), but it is '
-            f'{text!r}'
+            f'{name} must be 0 (off) or 1 (on), but it is {text!r}'
         )
     return text == '1'

@@ -27,13 +27,15 @@ def print_info() -> None:
         print(f'chainer.global_config.{name}:', end=' ')
         print(getattr(chainer.global_config, name))
     print('Fixes:')
-    for fix in compat.FIXES:
+    for fix in (*compat.FIXES, *compat.legacy.FIXES):
         if fix.is_applied:
             state = 'applied'
-        elif fix.is_needed():
-            state = 'waiting for the import'
-        else:
+        elif not fix.is_needed():
             state = 'not needed'
+        elif fix in compat.legacy.FIXES:
+            state = 'off, use --legacy'
+        else:
+            state = 'waiting for the import'
         print(
             f'  {fix.module}: {fix.broken} ({fix.when or "always"}): {state}'
         )

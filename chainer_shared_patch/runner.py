@@ -21,7 +21,8 @@ import sys
 import types
 from typing import Any
 
-from chainer_shared_patch import config, info, startup
+from chainer_shared_patch import compat, config, info, startup
+from chainer_shared_patch.compat import explanations
 from chainer_shared_patch.functions import shared_weights
 import chainer
 
@@ -29,7 +30,7 @@ import chainer
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='python -m chainer_shared_patch',
-        usage='%(prog)s [--common-num N] [--algorithm A] '
+        usage='%(prog)s [--common-num N] [--algorithm A] [--legacy] '
         '(FILE | -m MODULE) [ARG ...]\n'
         '       %(prog)s (--info | --enable | --disable)',
         description='Run an unmodified program under the patch, which shares '
@@ -48,6 +49,12 @@ def _make_parser() -> argparse.ArgumentParser:
         choices=config.ALGORITHMS,
         help='how to compute shared layers, sum or tile (default: '
         'CHAINER_SHARED_ALGORITHM, or sum)',
+    )
+    parser.add_argument(
+        '--legacy',
+        action='store_true',
+        help='give back, to all modules, what Python and NumPy have removed, '
+        'such as numpy.float (default: CHAINER_LEGACY, or 0)',
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
@@ -91,6 +98,9 @@ def main() -> None:
     if args.algorithm is not None:
         settings.shared_algorithm = args.algorithm
         os.environ['CHAINER_SHARED_ALGORITHM'] = args.algorithm
+    if args.legacy:
+        compat.legacy.apply()
+        os.environ['CHAINER_LEGACY'] = '1'
 
     if args.program and (args.info or args.enable or args.disable):
         parser.error('--info, --enable and --disable run no program')
@@ -179,7 +189,7 @@ def _run(program: str, is_module: bool) -> None:
 
 
 def _print_exception(kind: Any, error: BaseException, trace: Any) -> None:
-    """Prints a traceback that begins with the program, not its runner."""
+    """Prints a traceback from the program on, and what may explain it."""
     runners = (
         os.path.join(os.path.dirname(__file__), ''),
         runpy.run_path.__code__.co_filename,
@@ -188,6 +198,9 @@ def _print_exception(kind: Any, error: BaseException, trace: Any) -> None:
     while trace and trace.tb_frame.f_code.co_filename.startswith(runners):
         trace = trace.tb_next
     sys.__excepthook__(kind, error.with_traceback(trace), trace)
+    explanation = explanations.explain(error, trace)
+    if explanation:
+        print(explanation, file=sys.stderr)
 
 
 def _patch_spawned_processes() -> None:

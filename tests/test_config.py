@@ -137,6 +137,14 @@ def test_bad_environment(monkeypatch, name, value, allowed):
     assert allowed in str(info.value)
 
 
+@pytest.mark.parametrize('value', ['maybe', '', '2', ' 1'])
+def test_bad_switch(monkeypatch, value):
+    monkeypatch.setenv('CHAINER_LEGACY', value)
+    with pytest.raises(ValueError, match='^CHAINER_LEGACY must be 0') as info:
+        config.read_switch('CHAINER_LEGACY', '0')
+    assert str(info.value).endswith(f'it is {value!r}')
+
+
 def test_off_switch_leaves_linear_function_alone():
     code = """
 import chainer_shared_patch

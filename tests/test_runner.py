@@ -147,6 +147,48 @@ def test_options_reach_child_processes(folder):
     assert run(folder, *OPTIONS, 'parent.py').stdout == '10\n'
 
 
+LEGACY = """
+import multiprocessing, subprocess, sys
+import numpy
+
+def get(_):
+    return sys.modules['numpy'].asscalar(numpy.ones(1))
+
+if __name__ == '__main__':
+    for method in multiprocessing.get_all_start_methods():
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            print(pool.map_async(get, [0]).get(60))
+    command = 'import chainer_shared_patch, numpy; numpy.asscalar'
+    subprocess.run([sys.executable, '-c', command], check=True)
+"""
+
+
+def test_legacy_reaches_child_processes(folder):
+    (folder / 'old.py').write_text(LEGACY)
+    result = run(folder, '--legacy', 'old.py')
+    methods = multiprocessing.get_all_start_methods()
+    assert result.stdout == '[1.0]\n' * len(methods), result.stderr
+    assert result.returncode == 0
+    result = run(folder, 'old.py')
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    # In another process, so that no line of this one can be named.
+    assert last == (
+        'chainer_shared_patch: since NumPy 1.23, numpy.asscalar is gone: run '
+        'the program with --legacy'
+    )
+
+
+def test_explains_errors_in_the_library_that_has_made_them(folder):
+    library = folder / 'site-packages' / 'old_library.py'
+    library.parent.mkdir()
+    library.write_text('import numpy\ndef f():\n    return numpy.asscalar(1)')
+    (folder / 'use.py').write_text('import old_library\nold_library.f()')
+    result = run(folder, 'use.py', PYTHONPATH=str(library.parent))
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f'chainer_shared_patch: {library}, line 3: since')
+
+
 def test_script_has_no_future_but_its_own(folder):
     code = 'def f(a: int): pass\nprint(f.__annotations__, __builtins__.len)'
     (folder / 'future.py').write_text(code)

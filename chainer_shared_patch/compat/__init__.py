@@ -2,7 +2,7 @@
 
 Each :class:`Fix` names a module, what is broken in it, and with which
 versions. No fix touches other modules than those of Chainer, ChainerMN and
-onnx_chainer.
+onnx_chainer, but for those of :mod:`legacy`, which are off by default.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from chainer_shared_patch.compat import (
     cupy_atomic_add,
     environment_check,
     hdf5,
+    legacy,
     mnist_download,
     npz_pickles,
     numpy_promotion,
@@ -32,7 +33,7 @@ from chainer_shared_patch.compat import (
 )
 from chainer_shared_patch.compat.importing import Fix
 
-__all__ = ['FIXES', 'Fix', 'apply']
+__all__ = ['FIXES', 'Fix', 'apply', 'legacy']
 
 FIXES: tuple[Fix, ...] = (
     *environment_check.FIXES,

@@ -21,19 +21,22 @@ class NumPyWith(types.ModuleType):
         return getattr(numpy, name)
 
 
-_SCTYPES = {
+SCTYPES = {
     'int': [numpy.int8, numpy.int16, numpy.int32, numpy.int64],
+    'uint': [numpy.uint8, numpy.uint16, numpy.uint32, numpy.uint64],
     'float': [numpy.float16, numpy.float32, numpy.float64, numpy.longdouble],
+    'complex': [numpy.complex64, numpy.complex128, numpy.clongdouble],
+    'others': [bool, object, bytes, str, numpy.void],
 }
 
 
 def _run_with_sctypes(run: Any, module: Any) -> None:
-    with lent(vars(numpy), 'sctypes', _SCTYPES):
+    with lent(vars(numpy), 'sctypes', SCTYPES):
         run(module)
 
 
 def _fix_as_strided(module: Any) -> None:
-    module.np = NumPyWith(sctypes=_SCTYPES)
+    module.np = NumPyWith(sctypes=SCTYPES)
 
 
 def _compute_indices_and_weights(
