@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Runs public programs on two stacks of Python and NumPy, and compares.
+"""Runs public programs on two stacks, and compares what they log.
 
 .. code-block:: console
 
@@ -7,14 +7,14 @@
     $ python scripts/upstream/programs.py record period --python PYTHON
     $ python scripts/upstream/programs.py compare newest period
 
-``record`` clones each repository of programs.csv, makes small data, and runs
-the program for a few iterations on the CPU, with seeded random numbers. It
-keeps what the program prints or logs in the folder that it is given. Without
-``--python``, the interpreter that runs this script also runs the programs,
-under the plugin; PYTHON, of the other stack, runs them without it.
+``record`` clones the repositories that programs.csv lists, makes small data,
+and runs each program for a few iterations on the CPU, with seeded random
+numbers. It keeps what the program logs or prints in the folder that it is
+given. The programs run under the plugin, in the environment of this script,
+or without the plugin in that of PYTHON, which makes the period stack.
 
-``compare`` prints what became of each program on the two stacks, and exits
-with status 1 if that is not what programs.csv lists.
+``compare`` prints how the two runs of each program differ, and exits with
+status 1 if any result is not the one that programs.csv lists.
 """
 
 import argparse
@@ -29,77 +29,37 @@ import subprocess
 import sys
 
 import examples
-import numpy
 
-# Its columns: the repository on GitHub, and its commit; what it is; the shell
-# command that runs it; the function below that makes its data; the packages
-# that it needs; the file in which it logs, unless it prints; a regular
-# expression for what differs in each run, such as times; the result that
-# compare() finds, and its cause.
+# Its columns: the repository on GitHub and its commit; what the program is;
+# the shell command that runs it; its data, among MAKERS; the packages that it
+# needs; the file in which it logs, if it does not print; a regular expression
+# for what differs in every run, such as times; the result that compare()
+# returns, and its cause.
 LIST = Path(__file__).with_name('programs.csv')
 SEED = """
-import random
-import numpy
+import random, numpy
 random.seed(0)
 numpy.random.seed(0)
 """
-# Every version of NumPy then computes a product, an exponential, ... alike.
+# With these, all versions of NumPy compute a product or an exponential alike,
+# but for a few sums in another order.
 KERNELS = {
     'NPY_DISABLE_CPU_FEATURES': 'AVX2 FMA3 AVX512F AVX512CD AVX512_SKX '
     'AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR X86_V3 X86_V4',
     'OMP_NUM_THREADS': '1',
     'OPENBLAS_CORETYPE': 'Haswell',
 }
-NUMBER = r'[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf)'
+NUMBER = r'[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\bnan\b|[-+]?\binf\b'
 
 
-def read_list():
-    """Returns the rows of the list of programs."""
-    with LIST.open(encoding='utf-8', newline='') as file:
-        return list(csv.DictReader(file))
-
-
-def make_boxes(folder):
-    """Makes data for the detection of objects, as Pascal VOC has them."""
-    folder /= 'VOCdevkit/VOC2007'
-    for name in range(4):
-        examples.write_image(folder / 'JPEGImages' / f'{name}.jpg')
-        corners = zip(('xmin', 'ymin', 'xmax', 'ymax'), (30, 40, 150, 160))
-        box = ''.join(f'<{key}>{value}</{key}>' for key, value in corners)
-        path = folder / 'Annotations' / f'{name}.xml'
-        text = f'<object><name>cat</name><bndbox>{box}</bndbox></object>'
-        examples.write(path, [f'<annotation>{text}</annotation>'])
-    examples.write(folder / 'ImageSets' / 'Main' / 'train.txt', '0123')
-
-
-def make_clouds(folder):
-    """Makes clouds of points, as ModelNet has them."""
-    import h5py
-
-    folder /= 'experiments/modelnet40/data/modelnet40_ply_hdf5_2048'
-    folder.mkdir(parents=True)
-    with h5py.File(folder / 'clouds.h5', 'w') as file:
-        file['data'] = examples.random.randn(16, 64, 3).astype('f')
-        file['label'] = examples.random.randint(40, size=(16, 1))
-    for name in 'train', 'test':
-        lines = [str(folder / 'clouds.h5')]
-        examples.write(folder / f'{name}_files.txt', lines)
-
-
-def make_segments(folder):
-    """Makes images and the classes of their pixels, as CamVid has them."""
-    for part in 'train', 'val':
-        for number in range(4):
-            name = f'{part}_0_{number}.png'
-            examples.write_image(folder / 'data' / part / name, size=(64, 64))
-            path = folder / 'data' / f'{part}annot' / name
-            examples.write_image(path, 'L', (64, 64))
-        lines = [f'{part}_0_{n}.png {part}_0_{n}.png' for n in range(4)]
-        examples.write(folder / 'data' / f'{part}.txt', lines)
+def make_images(folder):
+    for number in range(8):
+        path = folder / 'images' / f'{number}.png'
+        examples.write_image(path, size=(64, 64))
 
 
 def make_tags(folder):
-    """Makes sentences whose words have tags."""
+    """Makes sentences, with a part of speech and a tag for each word."""
     words = ' '.join(examples.make_sentences(30)).split()
     lines = [f'{word} N B-{word}' for word in words]
     lines[5::6] = [''] * len(lines[5::6])
@@ -110,48 +70,58 @@ def make_text(folder):
     examples.make_translations(folder, None, None)
 
 
-MAKERS = {
-    'boxes': make_boxes, 'clouds': make_clouds, 'segments': make_segments, 'tags': make_tags, 'text': make_text,
-    'images': lambda folder: [examples.write_image(folder / 'images' / f'{n}.png', size=(64,64)) for n in range(8)],
-}
+MAKERS = {'images': make_images, 'tags': make_tags, 'text': make_text}
 
 
-def run(row, python, flags, folder, timeout):
-    """Runs a program, and returns what it prints and its exit status."""
+def read_list():
+    with LIST.open(encoding='utf-8', newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def prepare(row, start, folder):
+    """Clones a program, and makes its data and the command that starts it."""
     clone = folder / 'clone'
     url = f'https://github.com/{row["repository"]}'
-    git = ['git', '-c', 'advice.detachedHead=false']
-    subprocess.run([*git, 'clone', '-q', url, clone], check=True)
-    subprocess.run([*git, '-C', clone, 'checkout', '-q', row['commit']])
+    subprocess.run(['git', 'clone', '-q', url, clone], check=True)
+    git = ['git', '-C', clone, '-c', 'advice.detachedHead=false']
+    subprocess.run([*git, 'checkout', '-q', row['commit']], check=True)
     examples.random.seed(0)
     examples.make_datasets(folder / 'datasets')
     if row['data']:
         MAKERS[row['data']](clone)
     (folder / 'sitecustomize.py').write_text(SEED)
-    start = f'#!/bin/sh\nexec {python} {flags} "$@"\n'
-    (folder / 'python').write_text(start)
+    (folder / 'python').write_text(f'#!/bin/sh\nexec {start} "$@"\n')
     (folder / 'python').chmod(0o755)
-    with (folder / 'output.txt').open('wb') as output:
+
+
+def run(command, folder, timeout):
+    """Runs a program, and returns its exit status."""
+    environment = dict(
+        os.environ,
+        **KERNELS,
+        CHAINER_DATASET_ROOT=str(folder / 'datasets'),
+        MPLBACKEND='Agg',
+        PATH=f'{folder}{os.pathsep}{os.environ["PATH"]}',
+        PYTHONHASHSEED='0',
+        PYTHONPATH=f'{folder}{os.pathsep}{folder / "clone"}',
+        PYTHONUNBUFFERED='1',
+        # Attempts to use the network fail at once.
+        http_proxy='http://127.0.0.1:9',
+        https_proxy='http://127.0.0.1:9',
+    )
+    with contextlib.ExitStack() as stack:
+        output, errors = (
+            stack.enter_context((folder / name).open('wb'))
+            for name in ('output.txt', 'errors.txt')
+        )
         process = subprocess.Popen(
-            row['command'],
+            command,
             shell=True,
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=(folder / 'errors.txt').open('wb'),
-            cwd=clone,
-            env={
-                **os.environ,
-                'CHAINER_DATASET_ROOT': str(folder / 'datasets'),
-                'COLUMNS': '80',
-                'MPLBACKEND': 'Agg',
-                **KERNELS,
-                'PATH': f'{folder}{os.pathsep}{os.environ["PATH"]}',
-                'PYTHONPATH': f'{folder}{os.pathsep}{clone}',
-                'PYTHONHASHSEED': '0',
-                'PYTHONUNBUFFERED': '1',
-                'http_proxy': 'http://127.0.0.1:9',
-                'https_proxy': 'http://127.0.0.1:9',
-            },
+            stderr=errors,
+            cwd=folder / 'clone',
+            env=environment,
             start_new_session=True,
         )
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -161,40 +131,48 @@ def run(row, python, flags, folder, timeout):
         return process.wait()
 
 
-def record(row, python, flags, folder, timeout):
-    """Runs a program, and keeps what it logs."""
+def record(row, start, folder, timeout):
+    """Runs a program, keeps what it logs, and returns what went wrong."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    status = run(row, python, flags, folder, timeout)
-    log = folder / 'clone' / row['log'] if row['log'] else 0
-    path = log if log and log.exists() else folder / 'output.txt'
-    text = path.read_text(encoding='utf-8', errors='replace')
-    if status:
-        errors = (folder / 'errors.txt').read_text(errors='replace')
-        text = f'fails: {errors.strip().splitlines()[-1:]}'
-    (folder / 'record.txt').write_text(text, encoding='utf-8')
-    return text
+    prepare(row, start, folder)
+    status = run(row['command'], folder, timeout)
+    log = (
+        folder / 'clone' / row['log'] if row['log'] else folder / 'output.txt'
+    )
+    if not status and log.exists():
+        shutil.copy(log, folder / 'record.txt')
+        return ''
+    text = (folder / 'errors.txt').read_text(errors='replace')
+    return f'exit status {status}: {text.strip().splitlines()[-1:]}'
+
+
+def read_record(row, folder):
+    """Returns what a program logged, or None if it failed."""
+    path = folder / 'record.txt'
+    if not path.exists():
+        return None
+    text = path.read_text(encoding='utf-8')
+    if row['ignored']:
+        text = re.sub(row['ignored'], '', text)
+    # NumPy 2 shows np.float32(1.5) where NumPy 1 shows 1.5.
+    return re.sub(r'np\.\w+\((.*?)\)', r'\1', text)
 
 
 def compare(row, newest, period):
-    """Returns how two records of a program differ."""
-    texts = []
-    for folder in newest, period:
-        text = (folder / 'record.txt').read_text(encoding='utf-8')
-        if text.startswith('fails: '):
-            return f'{text} on {folder.parent.name}'
-        text = re.sub(row['ignored'] or '(?!)', '', text)
-        # NumPy 2 shows float32(1) where NumPy 1 shows 1.
-        texts.append(re.sub(r'np\.\w+\((.*?)\)', r'\1', text).split())
-    if texts[0] == texts[1]:
-        return 'identical'
-    words = [re.sub(NUMBER, '#', ' '.join(text)) for text in texts]
+    """Returns how the records of a program differ, and where they first do."""
+    texts = [read_record(row, folder) for folder in (newest, period)]
+    if None in texts:
+        stacks = zip(texts, ('newest', 'period'))
+        failed = [stack for text, stack in stacks if text is None]
+        return f'fails on {" and ".join(failed)}', ''
+    words = [re.sub(NUMBER, '#', text).split() for text in texts]
     if words[0] != words[1]:
-        return 'differs'
-    for numbers in zip(*(re.findall(NUMBER, ' '.join(t)) for t in texts)):
-        first, second = map(float, numbers)
-        if first != second:
-            return f'rounding: {first} and {second}'
+        return 'differs', ''
+    for first, second in zip(*(re.findall(NUMBER, text) for text in texts)):
+        if first != second and float(first) != float(second):
+            return 'rounding', f'{first} and {second}'
+    return 'identical', ''
 
 
 def main():
@@ -202,28 +180,35 @@ def main():
     commands = parser.add_subparsers(dest='command', required=True)
     command = commands.add_parser('record')
     command.add_argument('folder', type=Path)
-    command.add_argument('--python', help='the interpreter of another stack')
-    command.add_argument('--options', default='', help='those of the plugin')
+    command.add_argument(
+        '--python', help='the interpreter of a stack without the plugin'
+    )
     command.add_argument('--timeout', type=float, default=600)
-    command.add_argument('names', nargs='*')
     command = commands.add_parser('compare')
-    command.add_argument('newest', type=Path)
-    command.add_argument('period', type=Path)
-    command.add_argument('names', nargs='*')
+    command.add_argument('folders', type=Path, nargs=2)
+    for command in commands.choices.values():
+        command.add_argument('--only', nargs='+', help='repositories')
     args = parser.parse_args()
-    rows = [r for r in read_list() if not args.names or r['repository'] in args.names]
-    failures = 0
-    for row in rows:
-        name = row['repository'].replace('/', '+')
-        print(row['repository'].ljust(44), end='', flush=True)
-        if args.command == 'record':
-            python = args.python or sys.executable
-            flags = '' if args.python else f'-m chainer_shared_patch {args.options}'
-            text = record(row, python, flags, (args.folder / name).resolve(), args.timeout)
-            print(text[:200] if text.startswith('fails: ') else f'{len(text.split())} words', flush=True)
+    start = args.command == 'record' and (
+        args.python or f'{sys.executable} -m chainer_shared_patch'
+    )
+    unexpected = 0
+    for row in read_list():
+        name = row['repository']
+        if args.only and name not in args.only:
+            continue
+        print(name.ljust(48), end=' ', flush=True)
+        folder = name.replace('/', '+')
+        if start:
+            path = (args.folder / folder).resolve()
+            detail = record(row, start, path, args.timeout)
+            print('fails' if detail else 'runs', detail, flush=True)
         else:
-            result = compare(row, args.newest / name, args.period / name)
-            print(result)
+            folders = [path.resolve() / folder for path in args.folders]
+            result, detail = compare(row, *folders)
+            print(result, detail)
+            unexpected += result != row['result']
+    sys.exit(1 if unexpected else 0)
 
 
 if __name__ == '__main__':
