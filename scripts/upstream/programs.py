@@ -20,9 +20,11 @@ status 1 if any result is not the one that programs.csv lists.
 import argparse
 import contextlib
 import csv
+import math
 import os
 from pathlib import Path
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -78,8 +80,8 @@ def read_list():
         return list(csv.DictReader(file))
 
 
-def prepare(row, start, folder):
-    """Clones a program, and makes its data and the command that starts it."""
+def prepare(row, python, folder):
+    """Clones a program, and makes its data and its command, python."""
     clone = folder / 'clone'
     url = f'https://github.com/{row["repository"]}'
     subprocess.run(['git', 'clone', '-q', url, clone], check=True)
@@ -90,7 +92,9 @@ def prepare(row, start, folder):
     if row['data']:
         MAKERS[row['data']](clone)
     (folder / 'sitecustomize.py').write_text(SEED)
-    (folder / 'python').write_text(f'#!/bin/sh\nexec {start} "$@"\n')
+    (folder / 'python').write_text(
+        f'#!/bin/sh\nexec {shlex.join(python)} "$@"\n'
+    )
     (folder / 'python').chmod(0o755)
 
 
@@ -124,18 +128,20 @@ def run(command, folder, timeout):
             env=environment,
             start_new_session=True,
         )
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         return process.wait()
 
 
-def record(row, start, folder, timeout):
+def record(row, python, folder, timeout):
     """Runs a program, keeps what it logs, and returns what went wrong."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    prepare(row, start, folder)
+    prepare(row, python, folder)
     status = run(row['command'], folder, timeout)
     log = (
         folder / 'clone' / row['log'] if row['log'] else folder / 'output.txt'
@@ -170,8 +176,10 @@ def compare(row, newest, period):
     if words[0] != words[1]:
         return 'differs', ''
     for first, second in zip(*(re.findall(NUMBER, text) for text in texts)):
-        if first != second and float(first) != float(second):
-            return 'rounding', f'{first} and {second}'
+        if first != second:
+            close = math.isclose(float(first), float(second), rel_tol=1e-3)
+            result = 'rounding' if close else 'differs'
+            return result, f'{first} and {second}'
     return 'identical', ''
 
 
@@ -181,7 +189,9 @@ def main():
     command = commands.add_parser('record')
     command.add_argument('folder', type=Path)
     command.add_argument(
-        '--python', help='the interpreter of a stack without the plugin'
+        '--python',
+        type=os.path.abspath,
+        help='the interpreter of an environment without the plugin',
     )
     command.add_argument('--timeout', type=float, default=600)
     command = commands.add_parser('compare')
@@ -189,9 +199,6 @@ def main():
     for command in commands.choices.values():
         command.add_argument('--only', nargs='+', help='repositories')
     args = parser.parse_args()
-    start = args.command == 'record' and (
-        args.python or f'{sys.executable} -m chainer_shared_patch'
-    )
     unexpected = 0
     for row in read_list():
         name = row['repository']
@@ -199,9 +206,11 @@ def main():
             continue
         print(name.ljust(48), end=' ', flush=True)
         folder = name.replace('/', '+')
-        if start:
+        if args.command == 'record':
+            plugin = [sys.executable, '-m', 'chainer_shared_patch']
+            python = [args.python] if args.python else plugin
             path = (args.folder / folder).resolve()
-            detail = record(row, start, path, args.timeout)
+            detail = record(row, python, path, args.timeout)
             print('fails' if detail else 'runs', detail, flush=True)
         else:
             folders = [path.resolve() / folder for path in args.folders]

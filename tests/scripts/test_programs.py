@@ -86,10 +86,11 @@ def test_compare_programs_that_fail(run):
     ('first', 'second', 'result'),
     [
         ('loss: np.float32(1.5) 3 sec', 'loss: 1.5 4 sec', 'identical'),
-        ('loss: 1.5e-7', 'loss: 1.6e-7', 'rounding'),
+        ('loss: 1.5e-7', 'loss: 1.50001e-7', 'rounding'),
+        ('loss: 1.5e-7', 'loss: 1.5e-6', 'differs'),
         ('loss: 1.5', 'loss: 1.5\nloss: 1.4', 'differs'),
         ('loss: 1.5', 'error: 1.5', 'differs'),
-        ('loss: nan', 'loss: 1.5', 'rounding'),
+        ('loss: nan', 'loss: 1.5', 'differs'),
     ],
 )
 def test_compare_records(first, second, result, tmp_path):
