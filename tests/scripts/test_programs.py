@@ -100,3 +100,12 @@ def test_compare_records(first, second, result, tmp_path):
     row = {'ignored': r'\d+ sec'}
     folders = tmp_path / 'newest', tmp_path / 'period'
     assert programs.compare(row, *folders)[0] == result
+
+
+def test_the_documentation_has_the_list():
+    path = programs.LIST.parents[2] / 'docs' / 'compatibility.md'
+    text = path.read_text(encoding='utf-8')
+    for row in programs.read_list():
+        assert f'[{row["repository"]}]' in text
+        assert not row['data'] or row['data'] in programs.MAKERS
+        assert row['cause'] in text
