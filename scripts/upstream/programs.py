@@ -141,7 +141,10 @@ def record(row, python, folder, timeout):
     """Runs a program, keeps what it logs, and returns what went wrong."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    prepare(row, python, folder)
+    try:
+        prepare(row, python, folder)
+    except subprocess.CalledProcessError as error:
+        return str(error)
     status = run(row['command'], folder, timeout)
     log = (
         folder / 'clone' / row['log'] if row['log'] else folder / 'output.txt'

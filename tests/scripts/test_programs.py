@@ -76,6 +76,8 @@ def test_record_and_compare(run, tmp_path):
 
 
 def test_compare_programs_that_fail(run):
+    _, output = run('record', 'newest', commit='unknown')
+    assert 'fails' in output
     run('record', 'newest', command='python train.py fail')
     run('record', 'period', command='python train.py x', log='log')
     status, output = run('compare', 'newest', 'period', result='identical')
