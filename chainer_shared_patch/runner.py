@@ -112,7 +112,9 @@ def main() -> None:
         path = startup.get_path()
         try:
             startup.enable() if args.enable else startup.disable()
-            print('enabled by' if args.enable else 'disabled, without', path)
+            print(
+                'enabled by' if args.enable else 'no longer enabled by', path
+            )
         except OSError as error:
             parser.exit(
                 1,

@@ -73,7 +73,8 @@ NAMES: dict[tuple[str, str], Mapping[str, Any]] = {
         **{t.__name__: t for t in (bool, complex, float, int, object, str)},
         **{'long': int, 'unicode': str},
         **_alias('bool8=bool_ bytes0=bytes_ int0=intp object0=object_'),
-        **_alias('str0=str_ typeDict=sctypeDict uint0=uintp void0=void'),
+        **_alias('str0=str_ uint0=uintp void0=void'),
+        'typeDict': _ByType(lambda key: numpy.dtype(key).type),
         **{module.__name__: module for module in (os, sys, warnings)},
     },
     ('numpy', 'numpy >= 2'): {
