@@ -418,10 +418,9 @@ def _fix_export(export: Any) -> None:
         options = dict(signature.bind(*args, **kwargs).arguments)
         examples = _to_list(options['args'])
         axes = []
-        if options['input_shapes'] is not None:
-            shapes = export.format_customized_shapes(
-                options['args'], options['input_shapes']
-            )
+        shapes = options['input_shapes']
+        if shapes is not None:
+            shapes = export.format_customized_shapes(options['args'], shapes)
             axes = _find_axes(examples, shapes)
         has_weights = options['export_params']
         options['export_params'] = True
@@ -459,9 +458,7 @@ def _fix_export(export: Any) -> None:
                 model.graph.node.extend(nodes)
                 computed = {name for node in nodes for name in node.output}
                 for values in (model.graph.input, model.graph.initializer):
-                    kept = [
-                        each for each in values if each.name not in computed
-                    ]
+                    kept = [x for x in values if x.name not in computed]
                     del values[:]
                     values.extend(kept)
             if not has_weights:
