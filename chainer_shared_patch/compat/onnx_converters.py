@@ -443,7 +443,7 @@ def _add_functions(mapping: Any) -> None:
     from chainer.functions.math import floor
 
     _use({'ceil': _convert_rounding, 'floor': _convert_rounding}, mapping)
-    names = 'ceil', 'fix', 'floor', 'gumbel_softmax'
+    names = 'ceil', 'floor', 'gumbel_softmax'
     mapping._supported_function_set.update((F, name) for name in names)
     mapping._supported_function_set.add((floor, 'floor'))
 
@@ -579,7 +579,7 @@ FIXES = (
     ),
     Fix(
         'onnx_chainer.mapping',
-        'results of ceil, fix, floor and gumbel_softmax are constants',
+        'results of ceil, floor and gumbel_softmax are constants',
         None,
         _add_functions,
     ),

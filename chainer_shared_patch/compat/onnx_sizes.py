@@ -1,17 +1,18 @@
-"""Axes of any size in the models that Chainer's ONNX exporter writes.
+"""What depends on the example in the models of Chainer's ONNX exporter.
 
-The exporter writes what a model does with an example, whose sizes become
-constants. Where ``input_shapes`` has names instead of sizes, the model runs
-once more with other sizes. What differs between the two graphs depends on
-these sizes: it is written so that it follows them, or refused.
+The exporter writes what a model does with an example, whose values and sizes
+become constants. The model runs once more with other values: what differs
+between the two graphs depends on them, and is refused. Where ``input_shapes``
+has names, the model also runs with other sizes: what then differs is written
+so that it follows them, or refused.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import inspect
-import types
 from typing import Any, NamedTuple
 import warnings
 
@@ -64,19 +65,38 @@ def _resize(args: list[Any], axes: list[_Axis]) -> list[Any]:
     return arrays
 
 
+def _change(arg: Any, step: int) -> Any:
+    """Returns other values, which the model is likely to take as well."""
+    from chainer.backend import get_device_from_array
+    from chainer.backends.cuda import to_cpu
+
+    arg = getattr(arg, 'array', arg)
+    array = to_cpu(arg)
+    is_float = array.dtype.kind == 'f'
+    # The next smaller of the example's and these; floats are of either sign.
+    others = numpy.array([1, 2] if is_float else [0, 1], array.dtype)
+    factors = numpy.array([-2, 5] if is_float else [1], array.dtype)
+    values = numpy.append(array, others)
+    values, places = numpy.unique(values, return_inverse=True)
+    places = places[: array.size][::step].reshape(array.shape)
+    changed = values[abs(places - 1)] * numpy.resize(factors, array.shape)
+    return get_device_from_array(arg).send(changed)
+
+
 class _State:
     """What a model may read and change while it runs."""
 
     def __init__(self, model: Any) -> None:
         from chainer import get_array_types
 
+        types: Any = (list, *get_array_types())
         self._attributes = [vars(link) for link in model.links()]
         self._saved = [dict(each) for each in self._attributes]
-        self._arrays = [
+        self._values = [
             (value, value.copy())
             for each in self._saved
             for value in each.values()
-            if isinstance(value, get_array_types())
+            if isinstance(value, types)
         ]
         self._random = numpy.random.get_state()
 
@@ -87,21 +107,23 @@ class _State:
         for attributes, saved in zip(self._attributes, self._saved):
             attributes.clear()
             attributes.update(saved)
-        for array, saved_array in self._arrays:
-            with using_device(get_device_from_array(array)):
-                array[...] = saved_array
+        for value, saved_value in self._values:
+            if isinstance(value, list):
+                value[:] = saved_value
+                continue
+            with using_device(get_device_from_array(value)):
+                value[...] = saved_value
         numpy.random.set_state(self._random)
 
 
 class _Graph:
     """The nodes, constants, weights and shapes of a model."""
 
-    def __init__(self, model: Any, sizes: dict[str, Any]) -> None:
-        from onnx import numpy_helper, shape_inference
+    def __init__(self, model: Any, arrays: list[Any]) -> None:
+        from onnx import helper, numpy_helper
 
         graph = model.graph
         self.nodes = graph.node
-        self.inputs = list(sizes)
         self.outputs = [each.name for each in graph.output]
         self.constants = {
             node.output[0]: numpy_helper.to_array(node.attribute[0].t)
@@ -112,23 +134,31 @@ class _Graph:
             each.name: numpy_helper.to_array(each)
             for each in graph.initializer
         }
+        names = [each.name for each in graph.input]
+        self.inputs = [name for name in names if name not in self.weights]
+        shapes = dict(zip(self.inputs, (array.shape for array in arrays)))
         # Without the weights, which may be large.
-        sized = type(model)(
-            ir_version=model.ir_version, opset_import=model.opset_import
+        self._sized = helper.make_model(
+            helper.make_graph(graph.node, graph.name, graph.input, []),
+            ir_version=model.ir_version,
+            opset_imports=model.opset_import,
         )
-        sized.graph.name = graph.name
-        sized.graph.node.extend(graph.node)
-        sized.graph.input.extend(graph.input)
-        for each in sized.graph.input:
+        for each in self._sized.graph.input:
             dims = each.type.tensor_type.shape.dim
-            for dim, size in zip(dims, sizes.get(each.name, ())):
+            for dim, size in zip(dims, shapes.get(each.name, ())):
                 dim.dim_value = size
-        inferred = shape_inference.infer_shapes(sized).graph
-        self.shapes = {}
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, list[int]]:
+        from onnx import shape_inference
+
+        inferred = shape_inference.infer_shapes(self._sized).graph
+        shapes = {}
         for each in (*inferred.input, *inferred.value_info):
             dims = each.type.tensor_type.shape.dim
             if all(dim.HasField('dim_value') for dim in dims):
-                self.shapes[each.name] = [dim.dim_value for dim in dims]
+                shapes[each.name] = [dim.dim_value for dim in dims]
+        return shapes
 
 
 def _are_same(a: Any, b: Any) -> bool:
@@ -147,7 +177,7 @@ def _are_zeros(a: Any, b: Any) -> Any:
 
 
 class _Difference(NamedTuple):
-    """A constant that depends on the sizes, and a node that reads it.
+    """A constant that depends on the example, and a node that reads it.
 
     Of an array of zeros, it is the shape.
     """
@@ -160,6 +190,12 @@ class _Difference(NamedTuple):
 
 
 def _refuse(axes: list[_Axis], what: str) -> None:
+    if not axes:
+        raise ValueError(
+            f'export(): {what} depends on the values of the example, which '
+            'would become constants: compute it from the variables with '
+            'chainer.functions, or make it an input of the model'
+        )
     names = ' or '.join(sorted({repr(each.name) for each in axes}))
     raise ValueError(
         f'export(): {what} depends on the size of an axis that input_shapes '
@@ -168,16 +204,15 @@ def _refuse(axes: list[_Axis], what: str) -> None:
 
 
 def _compare(a: _Graph, b: _Graph, axes: list[_Axis]) -> list[_Difference]:
-    """Lists where constants differ, and refuses all other differences."""
+    """Lists where constants follow the axes, and refuses what else differs."""
     if [x.op_type for x in a.nodes] != [y.op_type for y in b.nodes]:
         # Chainer skips some functions that would not change the shape.
         _refuse(
             axes,
-            'which functions the model calls, perhaps only with an example '
-            'of this size,',
+            'which functions the model calls, perhaps only with this example,',
         )
     differences = []
-    same = dict(zip(a.inputs, b.inputs))
+    same = dict(zip([*a.inputs, *a.weights], [*b.inputs, *b.weights]))
     for x, y in zip(a.nodes, b.nodes):
         if x.output[0] in a.constants and y.output[0] in b.constants:
             continue
@@ -190,10 +225,11 @@ def _compare(a: _Graph, b: _Graph, axes: list[_Axis]) -> list[_Difference]:
             if name in a.constants and other in b.constants:
                 values = a.constants[name], b.constants[other]
                 if not _are_same(*values):
+                    is_same = is_same and bool(axes)
                     differences.append(_Difference(name, *values, x, y))
             elif name in a.weights and other in b.weights:
                 values = a.weights[name], b.weights[other]
-                if _are_zeros(*values):
+                if axes and _are_zeros(*values):
                     shape, other_shape = (
                         numpy.array(each.shape) for each in values
                     )
@@ -332,32 +368,37 @@ def _follow_sizes(a: _Graph, b: _Graph, axes: list[_Axis]) -> list[Any]:
     return [*sum(zeros.values(), []), *nodes]
 
 
+def _find_error(a: _Graph, b: _Graph) -> ValueError | None:
+    try:
+        _compare(a, b, [])
+    except ValueError as error:
+        return error
+    return None
+
+
+def _check_values(graph: _Graph, run: Any, examples: list[Any]) -> None:
+    """Refuses what depends on the values, if the model takes others."""
+    for step in (-1, 1):  # Sequences may have to be sorted.
+        with contextlib.suppress(Exception):
+            other = run([_change(each, step) for each in examples])
+            break
+    else:
+        return
+    error = _find_error(graph, other)
+    # What differs with the same values as well is random.
+    if error and not _find_error(graph, run(examples)):
+        raise error
+
+
 def _to_list(args: Any) -> list[Any]:
     if isinstance(args, dict):
         return list(args.values())
     return list(args) if isinstance(args, (list, tuple)) else [args]
 
 
-def _run_with_other_sizes(
-    run: Any, options: dict[str, Any], examples: list[Any], axes: list[_Axis]
-) -> _Graph:
-    args = options['args']
+def _run_with_other_sizes(run: Any, args: Any, axes: list[_Axis]) -> Any:
     try:
-        arrays = _resize(examples, axes)
-        if isinstance(args, dict):
-            args = dict(zip(args, arrays))
-        else:
-            args = arrays if isinstance(args, (list, tuple)) else arrays[0]
-        options = {
-            **options,
-            'args': args,
-            'filename': None,
-            'input_shapes': None,
-            'return_named_inout': True,
-        }
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            model, inputs, _ = run(**options)
+        return run(_resize(args, axes))
     except Exception as error:
         sizes = ' and '.join(
             sorted({f'{each.other_size} for {each.name!r}' for each in axes})
@@ -366,8 +407,6 @@ def _run_with_other_sizes(
             f'export(): the model fails with {sizes} in input_shapes: '
             f'{type(error).__name__}: {error}'
         ) from error
-    shapes = [array.shape for array in arrays]
-    return _Graph(model, dict(zip(inputs, shapes)))
 
 
 def _fix_export(export: Any) -> None:
@@ -375,57 +414,68 @@ def _fix_export(export: Any) -> None:
     signature = inspect.signature(run)
 
     @functools.wraps(run)
-    def run_with_open_axes(*args: Any, **kwargs: Any) -> Any:
+    def run_with_checks(*args: Any, **kwargs: Any) -> Any:
         options = dict(signature.bind(*args, **kwargs).arguments)
-        if options['input_shapes'] is None:
-            return run(**options)
         examples = _to_list(options['args'])
-        axes = _find_axes(
-            examples,
-            export.format_customized_shapes(
-                options['args'], options['input_shapes']
-            ),
-        )
-        if not axes:
-            return run(**options)
+        axes = []
+        shapes = options['input_shapes']
+        if shapes is not None:
+            shapes = export.format_customized_shapes(options['args'], shapes)
+            axes = _find_axes(examples, shapes)
         has_weights = options['export_params']
         options['export_params'] = True
+        names = 'filename', 'input_shapes', 'return_named_inout'
+        again = {**options, **dict.fromkeys(names)}
         before = _State(options['model'])
-        shape_inference = export.shape_inference
+        check = export.check_onnx_model
 
-        # The exporter calls it before it writes the file.
-        def infer_shapes(model: Any) -> Any:
+        def run_again(arrays: list[Any]) -> _Graph:
+            args = options['args']
+            if isinstance(args, dict):
+                args = dict(zip(args, arrays))
+            else:
+                is_list = isinstance(args, (list, tuple))
+                args = arrays[:] if is_list else arrays[0]
             after = _State(options['model'])
             before.restore()
             try:
-                other = _run_with_other_sizes(run, options, examples, axes)
+                with warnings.catch_warnings():
+                    warnings.simplefilter('ignore')
+                    model = run(**{**again, 'args': args})
             finally:
                 after.restore()
-            shapes = [each.shape for each in examples]
-            graph = _Graph(model, dict(zip(other.inputs, shapes)))
-            nodes = _follow_sizes(graph, other, axes)
-            del model.graph.node[:]
-            model.graph.node.extend(nodes)
-            computed = {name for node in nodes for name in node.output}
-            for values in (model.graph.input, model.graph.initializer):
-                kept = [each for each in values if each.name not in computed]
-                del values[:]
-                values.extend(kept)
+            return _Graph(model, arrays)
+
+        # The exporter calls it before it writes the file.
+        def check_example(model: Any, *args: Any) -> None:
+            export.check_onnx_model = check  # It is called again.
+            graph = _Graph(model, examples)
+            _check_values(graph, run_again, examples)
+            if axes:
+                other = _run_with_other_sizes(run_again, examples, axes)
+                nodes = _follow_sizes(graph, other, axes)
+                del model.graph.node[:]
+                model.graph.node.extend(nodes)
+                computed = {name for node in nodes for name in node.output}
+                for values in (model.graph.input, model.graph.initializer):
+                    kept = [x for x in values if x.name not in computed]
+                    del values[:]
+                    values.extend(kept)
             if not has_weights:
                 del model.graph.initializer[:]
-            return shape_inference.infer_shapes(model)
+            check(model, *args)
 
-        replacement = types.SimpleNamespace(infer_shapes=infer_shapes)
-        with lent(vars(export), 'shape_inference', replacement):
+        with lent(vars(export), 'check_onnx_model', check_example):
             return run(**options)
 
-    export._export = run_with_open_axes
+    export._export = run_with_checks
 
 
 FIXES = (
     Fix(
         module='onnx_chainer.export',
-        broken='writes the sizes of the example where input_shapes has names',
+        broken='writes the values of the example as constants, and its sizes '
+        'where input_shapes has names',
         when=None,
         apply=_fix_export,
     ),

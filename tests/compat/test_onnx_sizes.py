@@ -1,8 +1,11 @@
-"""Axes of any size in the models of Chainer's ONNX exporter."""
+"""What depends on the example in the models of Chainer's ONNX exporter."""
+
+import itertools
 
 import chainer_shared_patch  # noqa: F401
 import chainer
 import chainer.functions as F
+from chainer.functions import floor
 import chainer.links as L
 import numpy
 import onnx
@@ -204,40 +207,112 @@ class Stateful(chainer.Chain):
     def __init__(self):
         super().__init__()
         with self.init_scope():
-            self.bn = L.BatchNormalization(4)
             self.l = L.Linear(24, 3)
+        self.count = numpy.zeros(1)
         self.last = None
+        self.seen = []
 
     def forward(self, x):
-        h = self.bn(x)
+        self.count += 1
         self.last = x if self.last is None else self.last + x
-        return self.l(h) * numpy.random.rand(3).astype('f')
+        self.seen.append(x)
+        return self.l(x) * numpy.random.rand(3).astype('f')
 
 
 @pytest.mark.parametrize('export_params', [True, False])
-def test_second_run_leaves_no_trace(random, export_params):
-    models, graphs, states = [], [], []
-    for shape in (None, ('batch', *SHAPE)):
-        numpy.random.seed(0)
-        model = Stateful()
-        x = numpy.arange(48, dtype='f').reshape(2, *SHAPE)
-        graphs.append(
-            onnx_chainer.export(
-                model,
-                x,
-                input_shapes=shape,
-                train=True,
-                export_params=export_params,
-            )
-        )
-        models.append(model)
-        states.append(numpy.random.rand())
-    assert states[0] == states[1]
-    assert models[1].last.shape == (2, *SHAPE)
-    for name in ('avg_mean', 'avg_var', 'N'):
-        numpy.testing.assert_array_equal(
-            *(getattr(model.bn, name) for model in models)
-        )
-    assert [each.name for each in graphs[0].graph.initializer] == [
-        each.name for each in graphs[1].graph.initializer
-    ]
+@pytest.mark.parametrize('shape', [None, ('batch', *SHAPE)])
+def test_further_runs_leave_no_trace(random, shape, export_params):
+    model, x = Stateful(), random.randn(2, *SHAPE).astype('f')
+    numpy.random.seed(0)
+    graph = onnx_chainer.export(
+        model, x, input_shapes=shape, export_params=export_params
+    )
+    drawn = numpy.random.rand()
+    numpy.random.seed(0)
+    assert drawn == numpy.random.rand(4)[3]
+    numpy.testing.assert_array_equal(model.last.array, x)
+    assert [*model.count, len(model.seen)] == [1, 1]
+    assert bool(graph.graph.initializer) == export_params
+
+
+class Function(chainer.Chain):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+DEPENDENT = {
+    'condition': (lambda x, ids: F.where(x.array > 0, x, -x), 'Where_0'),
+    'zeros': (lambda x, ids: x + numpy.minimum(x.array, 0), 'Add_0'),
+    'function imported before': (lambda x, ids: x - floor(x), 'Sub_0'),
+    'variable': (
+        lambda x, ids: F.relu(chainer.Variable(x.array / 2)),
+        'ReLU_0',
+    ),
+    'mean': (lambda x, ids: x / float(x.array.mean() + 9), 'MulConstant_0'),
+    'mask': (
+        lambda x, ids: x * (ids.array != 2).astype('f'),
+        'Mul_0',
+    ),
+    'order': (
+        lambda x, ids: F.permutate(x, ids.array.argsort()[::-1].copy()),
+        'Permutate_0',
+    ),
+    'length': (lambda x, ids: x[: ids.array.max()], 'GetItem_0'),
+    'reshape': (lambda x, ids: x.reshape(ids.array.max(), -1), 'Reshape_0'),
+    'axis': (
+        lambda x, ids: F.sum(x.reshape(2, 3), int(ids.array.max()) % 2),
+        'Sum_0',
+    ),
+    'loop': (
+        lambda x, ids: sum(x[i] for i in range(ids.array.max())),
+        'which functions',
+    ),
+}
+
+
+@pytest.mark.parametrize('value', [0, 1])
+@pytest.mark.parametrize('name', DEPENDENT)
+def test_what_depends_on_the_values_is_refused(name, value):
+    function, message = DEPENDENT[name]
+    args = numpy.full(6, value, 'f'), numpy.array([2, 3, 1, 0, 2, 2])
+    match = f'{message}.* depends on the values of the example'
+    with pytest.raises(ValueError, match=match):
+        onnx_chainer.export(Function(function), args)
+
+
+def sort_first(x, lengths):
+    if (numpy.diff(lengths.array) > 0).any():
+        raise ValueError
+    return x * (lengths.array > 2).astype('f')
+
+
+def test_sequences_that_must_be_sorted():
+    args = numpy.ones(3, 'f'), numpy.array([5, 3, 2])
+    with pytest.raises(ValueError, match='Mul_0 depends on the values'):
+        onnx_chainer.export(Function(sort_first), args)
+
+
+def take_only_the_example(x):
+    if (x.array != 1).any():
+        raise ValueError
+    return F.relu(x)
+
+
+counts = itertools.count()
+
+UNCHECKED = {
+    'no other values': take_only_the_example,
+    'random': lambda x: F.relu(x) * next(counts),
+}
+
+
+@pytest.mark.parametrize('name', UNCHECKED)
+def test_what_cannot_be_told_is_exported(name):
+    graph = onnx_chainer.export(
+        Function(UNCHECKED[name]), [numpy.ones(3, 'f')]
+    )
+    assert graph.graph.node[0].op_type == 'Relu'
