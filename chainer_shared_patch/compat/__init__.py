@@ -23,8 +23,8 @@ from chainer_shared_patch.compat import (
     numpy_removals,
     onnx_chainer,
     onnx_converters,
+    onnx_example,
     onnx_recurrent,
-    onnx_sizes,
     pkg_resources,
     processes,
     protobuf,
@@ -52,7 +52,7 @@ FIXES: tuple[Fix, ...] = (
     *onnx_chainer.FIXES,
     *onnx_converters.FIXES,
     *onnx_recurrent.FIXES,
-    *onnx_sizes.FIXES,
+    *onnx_example.FIXES,
     *chainermn.FIXES,
 )
 
