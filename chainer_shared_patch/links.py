@@ -54,7 +54,8 @@ class _FirstBlock(chainer.initializer.Initializer):
         out_size, k = array.shape
         xp = chainer.backend.get_array_module(array)
         # A few rows at a time save memory, where the fan-out plays no part.
-        rows = 64 if type(self.initializer) in _SCALED_BY_ROW else out_size
+        by_row = type(self.initializer) in _SCALED_BY_ROW
+        rows = 64 if by_row else max(1, out_size)
         for start in range(0, out_size, rows):
             part = array[start : start + rows]
             wide = xp.empty((len(part), k * self.common_num), array.dtype)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import builtins
+import contextlib
 import io
 import multiprocessing.spawn
 import os
@@ -200,7 +201,9 @@ def _print_exception(kind: Any, error: BaseException, trace: Any) -> None:
     while trace and trace.tb_frame.f_code.co_filename.startswith(runners):
         trace = trace.tb_next
     sys.__excepthook__(kind, error.with_traceback(trace), trace)
-    explanation = explanations.explain(error, trace)
+    explanation = None
+    with contextlib.suppress(Exception):  # of the error's own str()
+        explanation = explanations.explain(error, trace)
     if explanation:
         print(explanation, file=sys.stderr)
 

@@ -537,6 +537,7 @@ class TestInitialW:
 
         link = SharedLinear(4, 2, initialW=count, common_num=2)
         numpy.testing.assert_array_equal(link.W.array, [[0, 1], [4, 5]])
+        assert SharedLinear(4, 0, initialW=count, common_num=2).W.size == 0
 
     @pytest.mark.parametrize('wrap', [numpy.array, initializers.Constant])
     def test_array_is_taken_as_it_is(self, random, wrap):

@@ -48,7 +48,7 @@ EXPLANATIONS: tuple[tuple[str, str | None, str], ...] = (
     ),
     *(
         (
-            "AttributeError: ('numpy.+ object has no attribute '"
+            "AttributeError: ('numpy.ndarray' object has no attribute '"
             f'|`){method}(`.* removed|.$)',
             when,
             f'arrays have no {method}: write {edit}',
@@ -100,12 +100,6 @@ EXPLANATIONS: tuple[tuple[str, str | None, str], ...] = (
         'to use the CPU, often by --gpu -1',
     ),
     (
-        "AttributeError: 'numpy.ndarray' object has no attribute 'get'$",
-        None,
-        'only arrays on a GPU have get: for both kinds, write '
-        'chainer.backends.cuda.to_cpu(x)',
-    ),
-    (
         "SyntaxError: Missing parentheses in call to '(print|exec)'"
         "|NameError: name '(basestring|raw_input|unicode|xrange)' is not "
         "|ModuleNotFoundError: No module named '(Queue|cPickle|urllib2)'$"
@@ -130,6 +124,10 @@ _GONE = (
 
 def explain(error: BaseException, trace: Any) -> str | None:
     """Returns what has changed, since when, and what to edit where."""
+    if isinstance(error, SyntaxError) and not (
+        error.filename and os.path.exists(error.filename)
+    ):
+        return None  # of a text that the program compiles
     # An array that is put into an element of another is the cause of an error.
     cause = error.__cause__ if _AXES in str(error.__cause__) else error
     has_legacy = any(fix.is_applied for fix in legacy.FIXES)

@@ -48,6 +48,23 @@ def _asscalar(a: Any) -> Any:
     return (a if hasattr(a, 'item') else numpy.asarray(a)).item()
 
 
+def _alen(a: Any) -> int:
+    try:
+        return len(a)
+    except TypeError:
+        return 1
+
+
+def _getargspec(func: Any) -> Any:
+    spec = inspect.getfullargspec(func)
+    if spec.kwonlyargs or spec.annotations:
+        raise ValueError(
+            'getargspec(): the function has keyword-only parameters or '
+            'annotations; call inspect.getfullargspec() instead'
+        )
+    return ArgSpec(*spec[:4])
+
+
 def _in1d(ar1: Any, ar2: Any, *args: Any, **kwargs: Any) -> Any:
     return numpy.isin(numpy.ravel(ar1), ar2, *args, **kwargs)
 
@@ -66,7 +83,7 @@ def _alias(pairs: str) -> dict[str, str]:
 # NumPy's names for interactive use and for its own internals are left out.
 NAMES: dict[tuple[str, str], Mapping[str, Any]] = {
     ('numpy', 'numpy >= 1.23'): {
-        'alen': lambda a: len(numpy.atleast_1d(a)),
+        'alen': _alen,
         'asscalar': _asscalar,
     },
     ('numpy', 'numpy >= 1.24'): {
@@ -118,7 +135,7 @@ NAMES: dict[tuple[str, str], Mapping[str, Any]] = {
     },
     ('inspect', 'python >= 3.11'): {
         'ArgSpec': ArgSpec,
-        'getargspec': lambda func: ArgSpec(*inspect.getfullargspec(func)[:4]),
+        'getargspec': _getargspec,
     },
 }
 
@@ -140,10 +157,11 @@ def _fix_array(module: Any) -> None:
     array = module.array
 
     @functools.wraps(array)
-    def array_copying(*args: Any, copy: Any = True, **kwargs: Any) -> Any:
+    def array_copying(*args: Any, **kwargs: Any) -> Any:
+        copy = kwargs.get('copy', True)
         if isinstance(copy, (int, numpy.bool_)) and not copy:
-            copy = None  # only where it must
-        return array(*args, copy=copy, **kwargs)
+            kwargs['copy'] = None  # only where it must
+        return array(*args, **kwargs)
 
     module.array = array_copying
 
@@ -169,13 +187,23 @@ def _fix_fromstring(module: Any) -> None:
 
 
 def _load_source(name: str, pathname: str, file: Any = None) -> Any:
-    loader = importlib.machinery.SourceFileLoader(name, pathname)
-    spec = importlib.util.spec_from_loader(name, loader)
-    assert spec is not None
+    spec = importlib.util.spec_from_file_location(
+        name, loader=importlib.machinery.SourceFileLoader(name, pathname)
+    )
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # A module of this name is executed anew, as it was.
-    module = sys.modules.setdefault(name, module)
-    loader.exec_module(module)
+    old = sys.modules.get(name)
+    if old is not None:
+        vars(old).update(vars(module))
+        module = old
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        if old is None:
+            del sys.modules[name]
+        raise
     return module
 
 

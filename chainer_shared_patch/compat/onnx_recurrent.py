@@ -30,7 +30,8 @@ def _find_operator(link: Any) -> Any:
 
     for name, operator in _OPERATORS.items():
         links = getattr(L, f'NStep{name}'), getattr(L, f'NStepBi{name}')
-        if type(link).rnn in [each.rnn for each in links]:
+        rnn = getattr(link.rnn, '__func__', link.rnn)
+        if rnn in [each.rnn for each in links]:
             return operator
     return None
 
@@ -162,7 +163,9 @@ def _make_functions(call: Any, stack: Any, concat: Any) -> Any:
         return node.apply(inputs)
 
     def call_as_nodes(link: Any, hs: Any, xs: Any, **kwargs: Any) -> Any:
-        if kwargs or not xs or _find_operator(link) is None:
+        # onnxruntime has the operators in float32 alone.
+        is_single = all(x.dtype == numpy.float32 for x in (*xs, link.ws[0][0]))
+        if kwargs or not xs or not is_single or not _find_operator(link):
             return call(link, hs, xs, **kwargs)
         hs = [None if h is None else as_variable(h) for h in hs]
         array = _find_array(xs)
@@ -242,8 +245,8 @@ def _fix_context(context: Any) -> None:
             if state is variable and not isinstance(state, Parameter):
                 raise ValueError(
                     f'export(): the link {path} has a state from an earlier '
-                    'call: call its reset_state() first, or make the state '
-                    'an input of the model'
+                    'call: call its reset_state() first, or make an array of '
+                    'it an input of the model'
                 )
         return get_name(self, variable)
 

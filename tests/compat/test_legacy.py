@@ -78,12 +78,13 @@ assert np.asfarray([1], dtype='i').dtype == np.float64
 assert np.asfarray([1], dtype='f').dtype == np.float32
 assert np.mat('1 2; 3 4').I.shape == (2, 2)
 assert np.alen([[1, 2, 3]]) == 1 and np.alen(5) == 1
+assert np.alen('abc') == 3 and np.alen([[1], [1, 2]]) == 2
 x = np.asscalar(np.full((1, 1), 2, 'f'))
 assert x == 2 and type(x) is float and np.asscalar(2.5) == 2.5
 assert np.cast['int8'](2.7) == 2 and np.cast[np.int8](2.7).dtype == 'i1'
 assert np.nbytes['f'] == np.nbytes[np.float32] == 4
 assert np.float16 in np.sctypes['float'] and np.int8 in np.sctypes['int']
-assert np.typeDict['float32'] is np.float32
+assert np.typeDict['float32'] is np.typeDict['f'] is np.float32
 same(np.fastCopyAndTranspose(a), [[3, 0], [1, 2]])
 assert np.safe_eval('[1]') == [1]
 assert np.math.factorial(3) == 6
@@ -108,6 +109,12 @@ def function(a, b=1, *args, **kwargs):
 spec = inspect.getargspec(function)
 assert spec == (['a', 'b'], 'args', 'kwargs', (1,)), spec
 assert spec.keywords == 'kwargs' and isinstance(spec, inspect.ArgSpec)
+try:
+    inspect.getargspec(lambda a, *, b: 0)
+except ValueError:
+    pass
+else:
+    raise AssertionError
 """
 
 
@@ -176,6 +183,14 @@ module = imp.load_source('my_model', 'my_model.txt')
 assert sys.modules['my_model'] is module and module.x == [1]
 assert module.__file__.endswith('my_model.txt')
 assert imp.load_source('my_model', 'my_model.txt') is module
+assert imp.load_source('my_model', 'helper.py').__file__.endswith('helper.py')
+for path in ('nowhere.py', 'broken.py'):
+    try:
+        imp.load_source('settings', path)
+    except (OSError, ZeroDivisionError):
+        assert 'settings' not in sys.modules
+    else:
+        raise AssertionError
 import helper
 imp.reload(helper)
 assert imp.new_module('new').__name__ == 'new'
@@ -185,6 +200,7 @@ assert imp.new_module('new').__name__ == 'new'
 def test_imp(tmp_path):
     (tmp_path / 'my_model.txt').write_text('x = [1]')
     (tmp_path / 'helper.py').write_text('')
+    (tmp_path / 'broken.py').write_text('1 / 0')
     run(IMP, tmp_path, CHAINER_LEGACY='1')
 
 

@@ -251,6 +251,18 @@ def test_own_function_of_an_n_step_link(draw):
         Doubling(1, IN, OUT, 0.5),
     )
     check(model, [draw(2, 3, IN)])
+    link = L.NStepLSTM(1, IN, OUT, 0.5)
+    link.rnn = Doubling(1, IN, OUT, 0.5).rnn
+    check(Model(model.function, link), [draw(2, 3, IN)])
+
+
+@pytest.mark.parametrize('name', ['NStepLSTM', 'NStepBiGRU', 'NStepRNNTanh'])
+def test_float64_that_no_operator_takes(draw, name):
+    with chainer.using_config('dtype', 'd'):
+        model = make_n_step(
+            name, lambda link, x: link(*[None] * link.n_cells, list(x))
+        )
+    check(model, [draw(2, 3, IN).astype('d')])
 
 
 def test_dropout_between_layers_in_train_mode(draw):
