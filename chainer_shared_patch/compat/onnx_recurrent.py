@@ -211,16 +211,14 @@ def _fix_mapping(mapping: Any) -> None:
 
     @contextlib.contextmanager
     def patch_recurrent_functions() -> Iterator[None]:
-        originals = base._call, F.stack, F.concat
-        base._call, *others = _make_functions(*originals)
+        call = base._call
+        base._call, stack, concat = _make_functions(call, F.stack, F.concat)
         try:
-            with contextlib.ExitStack() as lending:
-                lending.enter_context(patch_functions())
-                for name, function in zip(('stack', 'concat'), others):
-                    lending.enter_context(lent(vars(F), name, function))
-                yield
+            with patch_functions(), lent(vars(F), 'stack', stack):
+                with lent(vars(F), 'concat', concat):
+                    yield
         finally:
-            base._call = originals[0]
+            base._call = call
 
     mapping.patch_functions = patch_recurrent_functions
 

@@ -51,6 +51,14 @@ WORDS = 'abcdefgh'
 random = numpy.random.RandomState(0)
 
 
+# Without a display, and without the network, which fails at once.
+ALONE = {
+    'MPLBACKEND': 'Agg',
+    'http_proxy': 'http://127.0.0.1:9',
+    'https_proxy': 'http://127.0.0.1:9',
+}
+
+
 def make_sentences(number):
     """Returns random sentences of three to six words."""
     return [
@@ -257,6 +265,27 @@ def find_obstacle(row):
     return row['skip'] or (missing and f'needs {", ".join(missing)}') or ''
 
 
+def run_process(command, timeout, stdin=b'', **options):
+    """Runs a command and ends all that it started.
+
+    Returns its exit status, or None if it did not end in time.
+    """
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, start_new_session=True, **options
+    )
+    try:
+        process.communicate(stdin, timeout=timeout)
+        return process.returncode
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        process.terminate()  # which mpiexec passes on
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def run(row, examples, root, folder, log, timeout):
     """Runs an example; returns what went wrong, or an empty string."""
     command = [
@@ -275,41 +304,30 @@ def run(row, examples, root, folder, log, timeout):
         os.environ,
         # A rank that fails also ends the others.
         CHAINERMN_FORCE_ABORT_ON_EXCEPTION='1',
+        **ALONE,
         CHAINER_DATASET_ROOT=str(root),
-        MPLBACKEND='Agg',
         NLTK_DATA=str(folder / 'nltk_data'),
         PYTEST_ADDOPTS='-p no:cacheprovider',
         PYTHONDONTWRITEBYTECODE='1',
-        # Attempts to use the network fail at once.
-        http_proxy='http://127.0.0.1:9',
-        https_proxy='http://127.0.0.1:9',
     )
     if row['makes']:
         (folder / row['makes']).unlink(missing_ok=True)
     with log.open('wb') as output:
-        process = subprocess.Popen(
+        status = run_process(
             command,
-            stdin=subprocess.PIPE,
+            timeout,
+            STDIN.encode(),
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=folder,
             env=environment,
-            start_new_session=True,
         )
-        try:
-            process.communicate(STDIN.encode(), timeout=timeout)
-        except subprocess.TimeoutExpired:
-            return f'no end after {timeout} s'
-        finally:
-            process.terminate()  # which mpiexec passes on
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+    if status is None:
+        return f'no end after {timeout} s'
     output = log.read_text(encoding='utf-8', errors='replace')
-    if process.returncode:
+    if status:
         lines = output.strip().split('\n')
-        return f'exit status {process.returncode}: {lines[-1]}'
+        return f'exit status {status}: {lines[-1]}'
     if not re.search(row['prints'], output, re.M):
         return f'does not print {row["prints"]}'
     path = folder / row['makes']

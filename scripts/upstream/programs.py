@@ -18,7 +18,6 @@ status 1 if any result is not the one that programs.csv lists.
 """
 
 import argparse
-import contextlib
 import csv
 import math
 import os
@@ -26,7 +25,6 @@ from pathlib import Path
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -99,42 +97,28 @@ def prepare(row, python, folder):
 
 
 def run(command, folder, timeout):
-    """Runs a program, and returns its exit status."""
+    """Runs a program; returns its exit status, None if it does not end."""
     environment = dict(
         os.environ,
         **KERNELS,
+        **examples.ALONE,
         CHAINER_DATASET_ROOT=str(folder / 'datasets'),
-        MPLBACKEND='Agg',
         PATH=f'{folder}{os.pathsep}{os.environ["PATH"]}',
         PYTHONHASHSEED='0',
         PYTHONPATH=f'{folder}{os.pathsep}{folder / "clone"}',
         PYTHONUNBUFFERED='1',
-        # Attempts to use the network fail at once.
-        http_proxy='http://127.0.0.1:9',
-        https_proxy='http://127.0.0.1:9',
     )
-    with contextlib.ExitStack() as stack:
-        output, errors = (
-            stack.enter_context((folder / name).open('wb'))
-            for name in ('output.txt', 'errors.txt')
-        )
-        process = subprocess.Popen(
-            command,
-            shell=True,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=errors,
-            cwd=folder / 'clone',
-            env=environment,
-            start_new_session=True,
-        )
-        try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        return process.wait()
+    with (folder / 'output.txt').open('wb') as output:
+        with (folder / 'errors.txt').open('wb') as errors:
+            return examples.run_process(
+                command,
+                timeout,
+                shell=True,
+                stdout=output,
+                stderr=errors,
+                cwd=folder / 'clone',
+                env=environment,
+            )
 
 
 def record(row, python, folder, timeout):
@@ -146,6 +130,8 @@ def record(row, python, folder, timeout):
     except subprocess.CalledProcessError as error:
         return str(error)
     status = run(row['command'], folder, timeout)
+    if status is None:
+        return f'no end after {timeout} s'
     log = (
         folder / 'clone' / row['log'] if row['log'] else folder / 'output.txt'
     )
