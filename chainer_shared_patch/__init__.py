@@ -49,7 +49,7 @@ from chainer_shared_patch.patch import (
 )
 from chainer_shared_patch.summary import LinkSummary, Summary, summary
 
-__version__ = '1.0.0'
+__version__ = '1.1.0'
 __all__ = [
     'LinkSummary',
     'Plan',
