@@ -91,6 +91,7 @@ ORDERED = {
 TRAININGS = {
     'sum': ('chainer', 'Chainer, shared: `scripts/train_mnist.py`'),
     'dense': ('chainer', 'Chainer, dense: `CHAINER_SHARED_PATCH=0`'),
+    'dense-own-adam': ('chainer', "the same, with Chainer's own Adam"),
     'torch-sum': ('torch', 'PyTorch, shared, eager'),
     'torch-dense': ('torch', 'PyTorch, dense, eager'),
     'torch-sum-fused': ('torch', 'PyTorch, shared, fused Adam'),

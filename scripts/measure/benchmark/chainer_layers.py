@@ -25,6 +25,14 @@ from measure.benchmark.timing import (
 import numpy
 
 TRAIN_MNIST = Path(__file__).resolve().parents[2] / 'train_mnist.py'
+# With larger blocks than any parameter, Adam is Chainer's own.
+WITHOUT_BLOCKS = f"""
+import runpy, sys
+from chainer_shared_patch.compat import adam
+adam.BLOCK_SIZE = sys.maxsize
+sys.path.insert(0, {str(TRAIN_MNIST.parent)!r})
+runpy.run_path({str(TRAIN_MNIST)!r}, run_name='__main__')
+"""
 
 
 @contextlib.contextmanager
@@ -156,11 +164,14 @@ class Library:
 
     def train(self, name, dataset, epochs):
         """Runs train_mnist.py; returns the seconds of each epoch."""
-        patch = '0' if name == 'dense' else '1'
+        patch = '1' if name == 'sum' else '0'
+        program = [TRAIN_MNIST]
+        if name == 'dense-own-adam':
+            program = ['-c', WITHOUT_BLOCKS]
         with tempfile.TemporaryDirectory() as out:
             process = subprocess.run(
                 [
-                    *(sys.executable, TRAIN_MNIST, '--epoch', str(epochs)),
+                    *(sys.executable, *program, '--epoch', str(epochs)),
                     *('--dataset', dataset, '--device', self.device.name),
                     *('--out', out),
                 ],
