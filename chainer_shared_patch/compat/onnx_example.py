@@ -13,6 +13,7 @@ import collections
 import contextlib
 import functools
 import inspect
+import threading
 from typing import Any, NamedTuple
 import warnings
 
@@ -383,10 +384,20 @@ def _check_values(graph: _Graph, run: Any, examples: list[Any]) -> None:
             other = run([_change(each, step) for each in examples])
             break
     else:
+        warnings.warn(
+            'export(): the model fails with other values than those of the '
+            'example, so what depends on them may be a constant',
+            stacklevel=2,
+        )
         return
     error = _find_error(graph, other)
-    # What differs with the same values as well is random.
-    if error and not _find_error(graph, run(examples)):
+    if error and _find_error(graph, run(examples)):
+        warnings.warn(
+            'export(): the model computes something else each time that it '
+            'runs with the example; what it drew at random is a constant',
+            stacklevel=2,
+        )
+    elif error:
         raise error
 
 
@@ -412,9 +423,15 @@ def _run_with_other_sizes(run: Any, args: Any, axes: list[_Axis]) -> Any:
 def _fix_export(export: Any) -> None:
     run = export._export
     signature = inspect.signature(run)
+    # Exporting replaces functions of Chainer's for as long as it takes.
+    lock = threading.RLock()
 
     @functools.wraps(run)
     def run_with_checks(*args: Any, **kwargs: Any) -> Any:
+        with lock:
+            return run_locked(*args, **kwargs)
+
+    def run_locked(*args: Any, **kwargs: Any) -> Any:
         options = dict(signature.bind(*args, **kwargs).arguments)
         examples = _to_list(options['args'])
         axes = []

@@ -1,5 +1,6 @@
 """What depends on the example in the models of Chainer's ONNX exporter."""
 
+import concurrent.futures
 import itertools
 
 import chainer_shared_patch  # noqa: F401
@@ -305,14 +306,34 @@ def take_only_the_example(x):
 counts = itertools.count()
 
 UNCHECKED = {
-    'no other values': take_only_the_example,
-    'random': lambda x: F.relu(x) * next(counts),
+    'fails with other values': take_only_the_example,
+    'something else each time': lambda x: F.relu(x) * next(counts),
 }
 
 
-@pytest.mark.parametrize('name', UNCHECKED)
-def test_what_cannot_be_told_is_exported(name):
-    graph = onnx_chainer.export(
-        Function(UNCHECKED[name]), [numpy.ones(3, 'f')]
-    )
+@pytest.mark.parametrize('words', UNCHECKED)
+def test_what_cannot_be_told_is_exported_with_a_warning(words):
+    with pytest.warns(UserWarning, match=words):
+        graph = onnx_chainer.export(
+            Function(UNCHECKED[words]), [numpy.ones(3, 'f')]
+        )
     assert graph.graph.node[0].op_type == 'Relu'
+
+
+def test_exports_in_threads():
+    original = onnx_chainer.export.__globals__['check_onnx_model']
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        graphs = list(
+            pool.map(
+                lambda size: onnx_chainer.export(
+                    Function(F.relu), [numpy.ones(size, 'f')]
+                ),
+                range(1, 17),
+            )
+        )
+    sizes = [
+        graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+        for graph in graphs
+    ]
+    assert sizes == list(range(1, 17))
+    assert onnx_chainer.export.__globals__['check_onnx_model'] is original
