@@ -539,7 +539,7 @@ class _Planner:
 
     def meet_size(self, max_parameters: Any) -> tuple[list[int], _Converted]:
         """Returns the numbers of the best plan that is no larger."""
-        _, _, numbers = self._settle(
+        _, numbers = self._settle(
             lambda front: front.sizes.searchsorted(max_parameters, 'right') - 1
         )
         return numbers, self._convert(numbers)
@@ -549,27 +549,16 @@ class _Planner:
         numbers = [1] * len(self.curves)
         converted = _Converted(0.0, self.dense_score)
         too_small, enough = 0, int(self.find_front().sizes[-1])
-        ratio = 1.0
-
-        def guess(front: _Front) -> Any:
-            # What the last plan lost was this much of what was expected.
-            return (front.losses <= max_loss / ratio).argmax()
 
         def bisect(front: _Front) -> Any:
             between = front.sizes.searchsorted([too_small + 1, enough])
             return between.sum() // 2
 
-        guesses = 0 if self.evaluate else 2
         while enough > 1.05 * too_small:
-            size, loss, candidate = self._settle(guess if guesses else bisect)
+            size, candidate = self._settle(bisect)
             if not too_small < size < enough:
-                if not guesses:
-                    break
-                guesses = 0
-                continue
-            guesses = max(0, guesses - 1)
+                break
             attempt = self._convert(candidate)
-            ratio = max(attempt.loss, _LEAST_LOSS) / loss
             if self.evaluate is None:
                 is_enough = attempt.loss <= max_loss
             else:
@@ -580,12 +569,10 @@ class _Planner:
                 too_small = size
         return numbers, converted
 
-    def _settle(
-        self, pick: Callable[[_Front], Any]
-    ) -> tuple[int, float, list[int]]:
+    def _settle(self, pick: Callable[[_Front], Any]) -> tuple[int, list[int]]:
         """Picks a plan on the front of which everything is measured.
 
-        Returns its size, its loss as expected, and its numbers.
+        Returns its size and its numbers.
         """
         while True:
             front = self.find_front()
@@ -597,7 +584,7 @@ class _Planner:
                 if n not in curve.losses
             ]
             if not unknown:
-                return front.sizes[index], front.losses[index], numbers
+                return front.sizes[index], numbers
             for curve, n in unknown:
                 self._measure(curve, n)
 
