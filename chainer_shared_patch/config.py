@@ -15,8 +15,7 @@ for all threads and ``chainer.config`` that of the current thread.
 
 from __future__ import annotations
 
-import contextlib
-import math
+import bisect
 import os
 from typing import Any, Literal
 
@@ -58,20 +57,12 @@ def check_divides(
     if in_size < 1:
         raise ValueError(f'in_size must be at least 1, but is {in_size}')
     if in_size % common_num:
-        divisors = {
-            divisor
-            for i in range(1, math.isqrt(in_size) + 1)
-            if in_size % i == 0
-            for divisor in (i, in_size // i)
-        }
-        nearby = {
-            max(n for n in divisors if n <= common_num),
-            min((n for n in divisors if n >= common_num), default=in_size),
-        }
+        divisors = [n for n in range(1, in_size + 1) if in_size % n == 0]
+        above = bisect.bisect(divisors, common_num)
+        nearby = divisors[above - 1 : above + 1]
         raise ValueError(
             f'{setting} must divide in_size, but in_size is {in_size} and '
-            f'common_num is {common_num}; try '
-            + ' or '.join(map(str, sorted(nearby)))
+            f'common_num is {common_num}; try ' + ' or '.join(map(str, nearby))
         )
 
 
@@ -129,11 +120,8 @@ def check_model(call: str, model: Any) -> None:
 
 def parse_common_num(text: str, setting: str) -> int:
     """Returns the ``common_num`` that a string of ASCII digits holds."""
-    value: Any = text
-    if text.isascii() and text.isdigit():
-        with contextlib.suppress(ValueError):  # for thousands of digits
-            value = int(text)
-    return check_common_num(value, setting)
+    is_number = text.isascii() and text.isdigit()
+    return check_common_num(int(text) if is_number else text, setting)
 
 
 def check_shared_algorithm(value: Any, setting: str) -> Algorithm:

@@ -28,31 +28,13 @@ from train_mnist import MLP
 
 def load_model(path):
     """Returns the network that a file holds, and its common_num."""
-    try:
-        with numpy.load(path) as file:
-            arrays = dict(file)
-        W1, W2, W3 = (arrays[f'l{i}/W'] for i in (1, 2, 3))
-        if W1.dtype.kind != 'f':
-            raise ValueError(f'its weights are {W1.dtype}, not floats')
-        common_num = len(W1) // W2.shape[1]
-        with chainer.using_config('dtype', W1.dtype):
-            model = MLP(
-                len(W1), len(W2), len(W3), common_num, 'l2/b' in arrays
-            )
-        for name, param in model.namedparams():
-            array = arrays[name[1:]]
-            if array.shape != param.shape or array.dtype != param.dtype:
-                raise ValueError(
-                    f'its {name[1:]} is {array.dtype} {array.shape}, and '
-                    f'should be {param.dtype} {param.shape}'
-                )
-            if not numpy.isfinite(array).all():
-                raise ValueError(f'its {name[1:]} is not finite')
-            param.array[...] = array
-    except Exception as error:  # whatever NumPy raises for other files
-        raise ValueError(
-            f'{path} is not a model of train_mnist.py: {error!r}'
-        ) from error
+    with numpy.load(path) as file:
+        W1, W2, W3 = (file[f'l{i}/W'] for i in (1, 2, 3))
+        has_bias = 'l2/b' in file
+    common_num = len(W1) // W2.shape[1]
+    with chainer.using_config('dtype', W1.dtype):
+        model = MLP(len(W1), len(W2), len(W3), common_num, has_bias)
+    chainer.serializers.load_npz(path, model)
     return model, common_num
 
 
@@ -117,8 +99,9 @@ def main():
     add('--opset', type=int, choices=range(7, 19), default=11)
     add('--repeats', type=int, default=200, help='timed runs')
     args = parser.parse_args()
+    path = os.path.join(args.out, 'model.npz')
     try:
-        model, common_num = load_model(os.path.join(args.out, 'model.npz'))
+        model, common_num = load_model(path)
         dense = model.copy('copy')
         dense.l2.W.array = numpy.tile(model.l2.W.array, (1, common_num))
         images = read_directory(SAMPLE, 't10k')['x'][:100]
@@ -132,8 +115,8 @@ def main():
                 difference = check(runs[-1], each, x)
                 size = os.path.getsize(path)
                 print(f'{name:<12}{size:>12,}{difference:>28.1e}')
-    except (OSError, ValueError) as error:
-        sys.exit(f'export_onnx.py: error: {error}')
+    except (KeyError, OSError, ValueError) as error:
+        sys.exit(f'export_onnx.py: error: {path}: {error}')
     print()
     print('batch size     dense, ms    shared, ms  times faster')
     for size in (1, 32):

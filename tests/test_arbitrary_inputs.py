@@ -4,23 +4,13 @@ What is accepted is compared with something independent: another reader, the
 definition of a shared layer, or the model before it was shared.
 """
 
-import contextlib
-import gzip
-import io
 import math
 import os
-from pathlib import Path
 import re
-import struct
-import sys
-import tempfile
 from unittest import mock
-import zlib
 
 import chainer_shared_patch
 from chainer_shared_patch import SharedLinear, config
-from chainer_shared_patch.datasets import read_directory
-from chainer_shared_patch.runner import _make_parser
 import chainer
 import chainer.functions as F
 import chainer.links as L
@@ -67,16 +57,14 @@ def shared(x, W, b, n):
 @many
 @given(
     st.integers(0, 20).map(str)
-    | st.sampled_from(['007', '+1', '1_0', ' 1', '１', '٣', '1' * 5000])
+    | st.sampled_from(['007', '+1', '1_0', ' 1', '１', '٣'])
     | texts,
     st.sampled_from(['sum', 'tile', 'SUM', '']) | texts,
     st.sampled_from(['0', '1', 'yes', '']) | texts,
 )
 def test_environment(number, algorithm, switch):
-    most_digits = getattr(sys, 'get_int_max_str_digits', lambda: 0)()
     mistakes = {
-        'CHAINER_COMMON_NUM': not re.fullmatch('0*[1-9][0-9]*', number)
-        or 0 < most_digits < len(number),
+        'CHAINER_COMMON_NUM': not re.fullmatch('0*[1-9][0-9]*', number),
         'CHAINER_SHARED_ALGORITHM': algorithm not in ('sum', 'tile'),
         'CHAINER_SHARED_PATCH': switch not in ('0', '1'),
     }
@@ -96,29 +84,6 @@ def test_environment(number, algorithm, switch):
     finally:
         chainer.global_config.common_num = 1
         chainer.global_config.shared_algorithm = 'sum'
-
-
-OPTIONS = ['--common-num', '--common-num=', '--algorithm', '--algorithm=sum']
-OPTIONS += ['--info', '-m', '--', '--help', 'train.py', '10', 'tile', '--seed']
-
-
-@many
-@given(st.lists(st.sampled_from(OPTIONS) | texts, max_size=8))
-def test_options_of_the_runner(argv):
-    argv = [word for word in argv if word[:2] not in ('-c', '-')]
-    output = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(output):
-            with contextlib.redirect_stdout(output):
-                args = _make_parser().parse_args(argv)
-    except SystemExit as error:
-        assert error.code == 2 or {'-h', '--help'} & set(argv)
-        assert output.getvalue().startswith('usage: ')
-        return
-    assert output.getvalue() == ''
-    # Its own options end where the program and the program's begin.
-    assert args.program == argv[len(argv) - len(args.program) :]
-    assert args.algorithm in (None, 'sum', 'tile')
 
 
 # -------------------------------------------------------------- layers
@@ -263,76 +228,3 @@ def test_share_and_expand(number, order):
     # float32 in another order.
     bound = 2 * 14 * 2**5 * numpy.finfo('f').eps
     numpy.testing.assert_allclose(model(x).array, y, 0, bound)
-
-
-# ------------------------------------------------------------- IDX files
-
-
-@st.composite
-def idx_files(draw, ndim):
-    """Draws an IDX file of images or labels, or something like one."""
-    n = draw(st.integers(1, 3))
-    claimed = draw(st.sampled_from([n] * 6 + [0, 10**6, 10**6 + 1, 2**32 - 1]))
-    ndim = draw(st.sampled_from([ndim] * 6 + [4 - ndim, 2]))
-    side = draw(st.sampled_from([28] * 6 + [0, 27, 2**31]))
-    content = struct.pack('>4B', 0, 0, 8, ndim) + struct.pack('>I', claimed)
-    content += struct.pack('>2I', 28, side) if ndim == 3 else b''
-    largest = draw(st.sampled_from([9, 9, 9, 10]))
-    body = bytes((largest - i) % (largest + 1) for i in range(784 * n))
-    content += body if ndim == 3 else body[:n]
-    content = content[: draw(st.sampled_from([None] * 6 + [-1, 9]))]
-    content += draw(st.sampled_from([b''] * 6 + [b'\0']))
-    if draw(st.booleans()):
-        content = gzip.compress(content, mtime=0)
-    if draw(st.integers(0, 5)) == 5:
-        at = draw(st.integers(0, len(content)))
-        new = draw(st.binary(max_size=4))
-        content = content[:at] + new + content[at + 1 :]
-    return content
-
-
-def parse_idx(content):
-    """Returns the array of an IDX file, or None if it is not a valid one."""
-    try:
-        if content[:2] == b'\x1f\x8b':
-            content = gzip.decompress(content)
-        n = int.from_bytes(content[4:8], 'big')
-        if content[:4] == b'\0\0\x08\1':
-            array = numpy.frombuffer(content, 'u1', offset=8).reshape(n)
-            return array if 1 <= n <= 10**6 and array.max() <= 9 else None
-        if content[:4] + content[8:16] == b'\0\0\x08\3' + b'\0\0\0\x1c' * 2:
-            array = numpy.frombuffer(content, 'u1', offset=16)
-            return array.reshape(n, 28, 28) if 1 <= n <= 10**6 else None
-    except (EOFError, OSError, ValueError, zlib.error):
-        pass
-    return None
-
-
-@many
-@given(
-    st.none() | idx_files(3),
-    st.none() | idx_files(1),
-    st.sampled_from(['train', 't10k']),
-    st.sampled_from(['', '.gz']),
-)
-def test_idx_files(images, labels, kind, suffix):
-    with tempfile.TemporaryDirectory() as directory:
-        files = {'images-idx3': images, 'labels-idx1': labels}
-        for name, content in files.items():
-            if content is not None:
-                path = Path(directory, f'{kind}-{name}-ubyte{suffix}')
-                path.write_bytes(content)
-        try:
-            arrays = read_directory(directory, kind)
-        except (FileNotFoundError, ValueError) as error:
-            arrays = None
-            assert directory in str(error) and '\n' not in str(error)
-            if isinstance(error, FileNotFoundError):
-                assert images is None or labels is None
-    x, y = (content and parse_idx(content) for content in (images, labels))
-    if x is None or y is None or x.ndim != 3 or y.shape != x.shape[:1]:
-        assert arrays is None
-    else:
-        assert sorted(arrays) == ['x', 'y']
-        assert_array_equal(arrays['x'], x.reshape(-1, 784))
-        assert_array_equal(arrays['y'], y)

@@ -50,11 +50,6 @@ def test_good_common_num(value):
     assert type(config.check_common_num(value, '')) is int
 
 
-@pytest.mark.parametrize('value', [1, numpy.int64(1)])
-def test_common_num_of_one(value):
-    assert config.check_common_num(value, '') == 1
-
-
 def test_global_config_holds_for_all_threads():
     chainer.global_config.common_num = 10
     results = []
@@ -62,26 +57,6 @@ def test_global_config_holds_for_all_threads():
     thread.start()
     thread.join()
     assert results[0].shape == (2, 3)
-
-
-def test_using_config_holds_for_one_thread():
-    results = []
-    with chainer.using_config('common_num', 10):
-        thread = threading.Thread(
-            target=lambda: results.append(chainer.config.common_num)
-        )
-        thread.start()
-        thread.join()
-    assert results == [1]
-
-
-@pytest.mark.parametrize('text', ['0', '1' * 5000, '\u0661', '1_0', ' 1'])
-def test_bad_text_of_a_number(text):
-    if text == '1' * 5000 and not hasattr(sys, 'set_int_max_str_digits'):
-        pytest.skip('this Python reads any number of digits')
-    with pytest.raises(ValueError, match='^SETTING must be an integer') as e:
-        config.parse_common_num(text, 'SETTING')
-    assert text in str(e.value)
 
 
 def run(code, **environment):
@@ -135,25 +110,6 @@ def test_bad_environment(monkeypatch, name, value, allowed):
         config.read_environment()
     assert 'it is ' in str(info.value) and value in str(info.value)
     assert allowed in str(info.value)
-
-
-@pytest.mark.parametrize('value', ['maybe', '', '2', ' 1'])
-def test_bad_switch(monkeypatch, value):
-    monkeypatch.setenv('CHAINER_LEGACY', value)
-    with pytest.raises(ValueError, match='^CHAINER_LEGACY must be 0') as info:
-        config.read_switch('CHAINER_LEGACY', '0')
-    assert str(info.value).endswith(f'it is {value!r}')
-
-
-def test_off_switch_leaves_linear_function_alone():
-    code = """
-import chainer_shared_patch
-from chainer.functions.connection.linear import LinearFunction
-print({m.__module__ for m in vars(LinearFunction).values() if callable(m)})
-"""
-    result = run(code, CHAINER_SHARED_PATCH='0')
-    assert 'chainer_shared_patch' not in result.stdout
-    assert 'chainer.functions.connection.linear' in result.stdout
 
 
 def test_setting_of_the_program_stays(monkeypatch):

@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import warnings
 
 from chainer_shared_patch import SharedLinear, uninstall
 import chainer
@@ -12,7 +11,6 @@ import numpy
 import onnx
 from onnx.reference import ReferenceEvaluator
 import onnx_chainer
-from onnx_chainer import onnx_helper
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import (
     Fail,
@@ -27,8 +25,6 @@ from tests.helpers import (
     K,
     N,
     assert_layer_close,
-    assert_same,
-    fill,
     integers,
     make_arrays,
     run_onnx,
@@ -271,45 +267,6 @@ def test_networks(random, name, layer, size):
             x = draw(other, *shape).astype('f')
             expected = model(chainer.Variable(x)).array
             numpy.testing.assert_array_equal(run(x)[0], expected)
-
-
-def convert_lstm(params):
-    """Writes F.lstm, which the exporter does not know."""
-    graph = onnx_helper.GraphBuilder()
-    c, x = params.input_names
-    shape = params.context.add_const(numpy.array([0, -1, 4]), 'shape')
-    x = graph.op('Reshape', [x, shape])
-    gates = graph.op('Split', [x], num_outputs=4, axis=2)
-    a, i, f, o = (graph.op('Squeeze', [g], axes=[2]) for g in gates)
-    i, f, o = (graph.op('Sigmoid', [each]) for each in (i, f, o))
-    new = graph.op('Mul', [graph.op('Tanh', [a]), i])
-    old = graph.op('Mul', [f, c])
-    c_name, h_name = params.output_names
-    graph.op_output_named('Add', [new, old], [c_name])
-    h = graph.op('Tanh', [c_name])
-    graph.op_output_named('Mul', [o, h], [h_name])
-    return graph.nodes()
-
-
-@pytest.mark.parametrize('patched', [True, False])
-def test_step_of_an_lstm(random, patched):
-    with chainer.using_config('dtype', 'd'):
-        model = L.StatelessLSTM(K, OUT)
-        if not patched:
-            model.upward = SharedLinear(N * K, 4 * OUT, common_num=N)
-    fill(model)
-    args = [random.randn(BATCH, size) for size in (OUT, OUT, N * K)]
-    with chainer.using_config('common_num', N if patched else 1):
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', FutureWarning)  # experimental
-            graph, run = export_open(
-                model, list(args), external_converters={'LSTM': convert_lstm}
-            )
-        assert (4 * OUT, K) in shapes(graph)
-        for size in (BATCH, 1, 3):
-            batch = [each[:size] for each in args]
-            expected = [each.array for each in model(*batch)]
-            assert_same(run(*batch), expected)
 
 
 def test_onnx_is_not_imported():

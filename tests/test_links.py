@@ -485,41 +485,16 @@ class TestInitialW:
         ],
         ids=['None', 'LeCun', 'He', 'Glorot', 'LeCunUniform', 'Normal'],
     )
-    def test_output_varies_as_a_dense_layers(self, random, make):
-        n, k, out_size, batch_size = 10, 100, 400, 400
-
-        def mean_square(cls, seed, **kwargs):
-            numpy.random.seed(seed)
-            initialW = make(numpy.random.RandomState(seed))
-            link = cls(n * k, out_size, initialW=initialW, **kwargs)
-            x = random.randn(batch_size, n * k).astype('f')
-            return (link(x).array ** 2).mean()
-
-        ratio = mean_square(SharedLinear, 1, common_num=n) / mean_square(
-            L.Linear, 2
-        )
-        # The mean square is a trace, that of the product of the sample
-        # covariances of the summed inputs and of the rows of W. Of normal
-        # elements, it has this relative variance, and of uniform ones, or of
-        # more columns, less. Six standard deviations of a quotient of two:
-        variance = (
-            2 / (batch_size * k)
-            + 2 / (out_size * k)
-            + (1 + 3 / k) / (batch_size * out_size)
-        )
-        assert abs(numpy.log(ratio)) < 6 * (2 * variance) ** 0.5
-
-    def test_W_is_drawn_as_the_dense_layers(self):
-        numpy.random.seed(0)
-        dense = L.Linear(N * K, 150)
-        following = L.Linear(3, 1)
-        numpy.random.seed(0)
-        shared = SharedLinear(N * K, 150, common_num=N)
-        numpy.testing.assert_array_equal(shared.W.array, dense.W.array[:, :K])
-        # So that the layers to come are the same, too.
-        numpy.testing.assert_array_equal(
-            L.Linear(3, 1).W.array, following.W.array
-        )
+    def test_W_is_drawn_as_the_dense_layers(self, make):
+        links = []
+        for cls, kwargs in ((L.Linear, {}), (SharedLinear, {'common_num': N})):
+            numpy.random.seed(0)
+            initialW = make(numpy.random.RandomState(1))
+            link = cls(N * K, 150, initialW=initialW, **kwargs)
+            # The layers to come are the same, too.
+            links.append((link.W.array[:, :K], L.Linear(3, 1).W.array))
+        for actual, expected in zip(*links):
+            numpy.testing.assert_array_equal(actual, expected)
 
     def test_drawing_takes_less_memory_than_a_dense_W(self):
         tracemalloc.start()

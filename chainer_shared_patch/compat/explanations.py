@@ -16,7 +16,7 @@ import numpy
 
 _LEGACY = 'run the program with --legacy'
 _UPGRADE = 'https://docs.chainer.org/en/stable/upgrade.html'
-_PACKAGES = {'numpy': 'NumPy', 'python': 'Python', 'pyyaml': 'PyYAML'}
+_PACKAGES = {'numpy': 'NumPy', 'python': 'Python'}
 _AXES = 'only 0-dimensional arrays can be converted to Python scalars'
 
 # How the error is printed, the requirement since which it is one, and the
@@ -55,7 +55,6 @@ EXPLANATIONS: tuple[tuple[str, str | None, str], ...] = (
         )
         for method, when, edit in (
             ('itemset', 'numpy >= 2', 'x[index] = value'),
-            ('newbyteorder', 'numpy >= 2', 'x.view(x.dtype.newbyteorder())'),
             ('ptp', 'numpy >= 2', 'numpy.ptp(x)'),
             ('tostring', 'numpy >= 2.3', 'x.tobytes()'),
         )
@@ -81,17 +80,6 @@ EXPLANATIONS: tuple[tuple[str, str | None, str], ...] = (
         "ModuleNotFoundError: No module named 'distutils'$",
         'python >= 3.12',
         'distutils is gone: pip install setuptools, which has it',
-    ),
-    (
-        'RuntimeError: generator raised StopIteration$',
-        'python >= 3.7',
-        'StopIteration does not end a generator: write return for raise '
-        'StopIteration, and catch it where next() raises it',
-    ),
-    (
-        r'TypeError: load\(\) missing 1 required .* argument: .Loader.$',
-        'pyyaml >= 6',
-        'yaml.load needs a Loader: write yaml.safe_load(...)',
     ),
     (
         'RuntimeError: CUDA environment is not correctly set up',
@@ -138,8 +126,7 @@ def explain(error: BaseException, trace: Any) -> str | None:
             if not is_met(when):
                 continue
             name, version = when.split(' >= ')
-            name = _PACKAGES.get(name, name)
-            sentence = f'since {name} {version}, {sentence}'
+            sentence = f'since {_PACKAGES[name]} {version}, {sentence}'
         places = _locate(error, trace)[-1:]
         return ': '.join(['chainer_shared_patch', *places, sentence])
     return None
@@ -169,10 +156,7 @@ def _locate(error: BaseException, trace: Any) -> list[str]:
     """Returns the places in the program and in libraries, innermost last."""
     if isinstance(error, SyntaxError):
         return [f'{error.filename}, line {error.lineno}']
-    cause = error.__cause__
-    if isinstance(cause, StopIteration):  # in the generator
-        trace = cause.__traceback__
-    elif type(cause).__name__.endswith('RemoteTraceback'):
+    if type(error.__cause__).__name__.endswith('RemoteTraceback'):
         return []  # in another process
     packages = (chainer.__file__, numpy.__file__, os.path.dirname(__file__))
     folders = tuple(os.path.dirname(path) + os.sep for path in packages)

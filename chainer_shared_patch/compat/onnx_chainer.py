@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
-import functools
 import importlib
-import inspect
-import os
 import sys
 import types
 from typing import Any
@@ -52,39 +49,6 @@ def _fix_context(context: Any) -> None:
     context._tensor_from_array_for_constant = context.numpy_helper.from_array
 
 
-def _fix_check(export: Any) -> None:
-    check = export.check_onnx_model
-
-    @functools.wraps(check)
-    def check_older_model(model: Any, *args: Any) -> None:
-        # The exporter lists weights as inputs, as this version requires. Later
-        # versions take these for defaults, which no runtime folds.
-        model.ir_version = 3
-        check(model, *args)
-
-    export.check_onnx_model = check_older_model
-
-
-def _fix_options(export: Any) -> None:
-    run = export._export
-    signature = inspect.signature(run)
-    default_opset = export.MAXIMUM_OPSET_VERSION
-    for module in (export, sys.modules['onnx_chainer']):
-        vars(module)['MAXIMUM_OPSET_VERSION'] = 18
-
-    @functools.wraps(run)
-    def run_with_options(*args: Any, **kwargs: Any) -> Any:
-        options = signature.bind(*args, **kwargs).arguments
-        if options['opset_version'] is None:
-            options['opset_version'] = default_opset
-        filename = options['filename']
-        if filename is not None and not hasattr(filename, 'write'):
-            options['filename'] = os.fsdecode(filename)
-        return run(**options)
-
-    export._export = run_with_options
-
-
 FIXES = (
     Fix(
         module='onnx_chainer',
@@ -99,18 +63,5 @@ FIXES = (
         broken='onnx.mapping is deprecated, and gone since 1.19',
         when='onnx >= 1.13',
         apply=_fix_context,
-    ),
-    Fix(
-        module='onnx_chainer.export',
-        broken='gives models an IR version that onnxruntime may not know',
-        when='onnx >= 1.5',
-        apply=_fix_check,
-    ),
-    Fix(
-        module='onnx_chainer.export',
-        broken='warns of opsets later than 11, and writes nothing where '
-        'filename is a path and not a string',
-        when=None,
-        apply=_fix_options,
     ),
 )

@@ -13,6 +13,8 @@ import collections
 import contextlib
 import functools
 import inspect
+import os
+import sys
 import threading
 from typing import Any, NamedTuple
 import warnings
@@ -423,6 +425,9 @@ def _run_with_other_sizes(run: Any, args: Any, axes: list[_Axis]) -> Any:
 def _fix_export(export: Any) -> None:
     run = export._export
     signature = inspect.signature(run)
+    default_opset = export.MAXIMUM_OPSET_VERSION
+    for module in (export, sys.modules['onnx_chainer']):
+        vars(module)['MAXIMUM_OPSET_VERSION'] = 18
     # Exporting replaces functions of Chainer's for as long as it takes.
     lock = threading.RLock()
 
@@ -433,6 +438,11 @@ def _fix_export(export: Any) -> None:
 
     def run_locked(*args: Any, **kwargs: Any) -> Any:
         options = dict(signature.bind(*args, **kwargs).arguments)
+        if options['opset_version'] is None:
+            options['opset_version'] = default_opset
+        filename = options['filename']
+        if filename is not None and not hasattr(filename, 'write'):
+            options['filename'] = os.fsdecode(filename)
         examples = _to_list(options['args'])
         axes = []
         shapes = options['input_shapes']
@@ -466,6 +476,9 @@ def _fix_export(export: Any) -> None:
         # The exporter calls it before it writes the file.
         def check_example(model: Any, *args: Any) -> None:
             export.check_onnx_model = check  # It is called again.
+            # The exporter lists weights as inputs, as this version requires.
+            # Later versions take these for defaults, which no runtime folds.
+            model.ir_version = 3
             graph = _Graph(model, examples)
             _check_values(graph, run_again, examples)
             if axes:
@@ -491,8 +504,9 @@ def _fix_export(export: Any) -> None:
 FIXES = (
     Fix(
         module='onnx_chainer.export',
-        broken='writes the values of the example as constants, and its sizes '
-        'where input_shapes has names',
+        broken='writes values and sizes of the example as constants, gives '
+        'models an IR version that onnxruntime may not know, warns of opsets '
+        'later than 11, and writes nothing where filename is a path',
         when=None,
         apply=_fix_export,
     ),

@@ -114,11 +114,13 @@ def find_arrays(outputs: Any) -> Iterator[Any]:
         yield outputs
 
 
-def find_floats(outputs: Any) -> Iterator[numpy.ndarray]:
-    """Yields the arrays of floats that a model returns."""
-    for array in find_arrays(outputs):
-        if array.dtype.kind == 'f':
-            yield to_cpu(chainer.as_array(array))
+def find_floats(outputs: Any, losses: bool = False) -> list[Any]:
+    """Returns what can be compared: no labels and, by default, no losses."""
+    return [
+        chainer.as_variable(each)
+        for each in find_arrays(outputs)
+        if each.dtype.kind == 'f' and each.size and (losses or each.ndim)
+    ]
 
 
 class Calibration:
@@ -195,8 +197,9 @@ class Calibration:
             },
         )
         for layer, ys in outputs.items():
+            # On a GPU, sums may be rounded differently every time.
             if len(ys) != len(layer.outputs) or not all(
-                map(_are_close, ys, layer.outputs)
+                are_close(y, other, 0.5) for y, other in zip(ys, layer.outputs)
             ):
                 raise ValueError(
                     f'share(): when the model runs twice, {layer.path} gives '
@@ -252,13 +255,13 @@ def _append_output(ys: list[Any], x: Any, y: Any) -> None:
     ys.append(y)
 
 
-def _are_close(a: numpy.ndarray, b: numpy.ndarray) -> bool:
-    # On a GPU, sums may be rounded otherwise every time.
+def are_close(a: numpy.ndarray, b: numpy.ndarray, digits: float = 1.0) -> bool:
+    """Tells whether arrays agree in all or some of the digits of ``b``."""
     if a.shape != b.shape:
         return False
     error = numpy.linalg.norm(a.astype('d') - b)
     scale = numpy.linalg.norm(b.astype('d'))
-    return bool(error <= numpy.finfo(b.dtype).eps ** 0.5 * scale)
+    return bool(error <= numpy.finfo(b.dtype).eps ** digits * scale)
 
 
 def _refit(

@@ -31,6 +31,7 @@ from chainer_shared_patch.functions import VariableOrArray
 from chainer_shared_patch.links import SharedLinear
 from chainer_shared_patch.trial import trial
 import chainer
+from chainer.backends.cuda import to_cpu
 from chainer.link import Link
 from chainer.links.connection.linear import Linear
 import numpy
@@ -655,5 +656,4 @@ class _Planner:
 
 
 def _find_outputs(outputs: Any) -> Iterator[numpy.ndarray]:
-    # A scalar is a loss rather than an output.
-    return (y.astype('d') for y in find_floats(outputs) if y.ndim)
+    return (to_cpu(y.array).astype('d') for y in find_floats(outputs))

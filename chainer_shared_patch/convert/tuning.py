@@ -8,7 +8,7 @@ from typing import Any
 
 from chainer_shared_patch.convert.calibrate import (
     Batches,
-    find_arrays,
+    find_floats,
     reset_states,
     run,
 )
@@ -57,7 +57,7 @@ def tune(
     """
     params = _find_params(model, paths)
     untuned = {path: param.array.copy() for path, param in params.items()}
-    targets = list(map(_find_floats, outputs))
+    targets = list(map(find_floats, outputs))
     optimizer = Adam()
     rules: dict[str, Any] = {
         path: optimizer.create_update_rule() for path in params
@@ -115,15 +115,6 @@ def _find_params(model: Link, paths: list[str]) -> dict[str, Any]:
     }
 
 
-def _find_floats(outputs: Any) -> list[Any]:
-    """Returns what can be compared: neither labels nor a loss."""
-    return [
-        chainer.as_variable(each)
-        for each in find_arrays(outputs)
-        if each.dtype.kind == 'f' and each.ndim and each.size
-    ]
-
-
 def _compare(
     outputs: Any, targets: list[Any]
 ) -> Iterator[tuple[Any, Any, float]]:
@@ -131,7 +122,7 @@ def _compare(
 
     Both are relative to the mean square of the target.
     """
-    for y, target in zip(_find_floats(outputs), targets):
+    for y, target in zip(find_floats(outputs), targets):
         with chainer.using_device(y.device):
             error = y.array - target.array
             size = _mean_square(target.array) or 1.0

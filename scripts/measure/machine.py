@@ -1,9 +1,43 @@
-"""Describes the machine on which measurements are made."""
+"""What the measurements share: options, and a description of their run."""
 
+import argparse
+import importlib.metadata
 import os
 from pathlib import Path
 import platform
 import re
+
+
+def make_parser(name, description):
+    """Makes a parser with the options of both the measurements."""
+    parser = argparse.ArgumentParser(
+        prog=f'python -m measure.{name}',
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        '--dataset',
+        type=os.path.expanduser,
+        default='auto',
+        help='images to train on, as for train_mnist.py (default: auto)',
+    )
+    out = f'result-{name}'
+    help = f'directory to write to (default: {out})'
+    add('--out', '-o', type=Path, default=out, help=help)
+    add('--quick', action='store_true', help='measure less')
+    return parser
+
+
+def find_versions(*names):
+    """Returns the versions of Python and of distributions, by name."""
+    versions = {'Python': platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = '(absent)'
+    return versions
 
 
 def count_cores():

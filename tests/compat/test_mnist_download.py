@@ -1,7 +1,6 @@
 import gzip
 import hashlib
 import http.server
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -203,37 +202,6 @@ def test_files_that_chainer_has_downloaded(files, arrays, serve, root):
     damaged.write_bytes(b'damaged')
     with pytest.raises(ValueError, match=damaged.name):
         mnist._retrieve_mnist_test()
-
-
-def retrieve_in_process(directory, sha256, mirrors, barrier, queue):
-    download.set_dataset_root(directory)
-    mnist_download.SHA256, mnist_download.MIRRORS = sha256, mirrors
-    barrier.wait(60)
-    queue.put(mnist._retrieve_mnist_training())
-
-
-def test_processes_that_start_at_once(arrays, serve, root, tmp_path):
-    serve('good')
-    context = multiprocessing.get_context('spawn')
-    barrier, queue = context.Barrier(3), context.Queue()
-    args = (
-        str(tmp_path),
-        mnist_download.SHA256,
-        mnist_download.MIRRORS,
-        barrier,
-        queue,
-    )
-    processes = [
-        context.Process(target=retrieve_in_process, args=args)
-        for _ in range(3)
-    ]
-    for process in processes:
-        process.start()
-    for _ in processes:
-        assert_is(queue.get(timeout=60), arrays['train'])
-    for process in processes:
-        process.join(60)
-    assert len(list(root.iterdir())) == 2
 
 
 def test_import_is_light(tmp_path):

@@ -9,13 +9,8 @@ import threading
 import chainer_shared_patch  # noqa: F401
 from chainer_shared_patch.compat.processes import ForkingByDefault
 import chainer
-from chainer import training
-import chainer.functions as F
 from chainer.iterators import MultiprocessIterator
-import chainer.links as L
-from chainer.training import extensions
 from chainer.training.extensions import snapshot_writers
-import numpy
 import pytest
 
 
@@ -93,39 +88,6 @@ def test_resuming_without_an_order(tmp_path, restore, repeat, position):
             with pytest.raises(StopIteration):
                 each.next()
         each.finalize()
-
-
-def test_training_that_is_resumed_without_an_order(tmp_path):
-    def make():
-        model = L.Linear(1, 1)
-
-        def compute_loss(x):
-            batches.append(x.ravel().tolist())
-            return F.sum(model(x))
-
-        iterator = MultiprocessIterator(
-            numpy.arange(10, dtype='f')[:, None],
-            3,
-            shuffle=False,
-            n_processes=1,
-        )
-        optimizer = chainer.optimizers.SGD().setup(model)
-        updater = training.StandardUpdater(
-            iterator, optimizer, loss_func=compute_loss
-        )
-        trainer = training.Trainer(updater, (6, 'iteration'), tmp_path)
-        trainer.extend(
-            extensions.snapshot(filename='snapshot'), trigger=(5, 'iteration')
-        )
-        return trainer
-
-    batches = []
-    make().run()
-    trainer = make()
-    chainer.serializers.load_npz(tmp_path / 'snapshot', trainer)
-    trainer.run()
-    assert len(batches) == 7
-    assert batches[6] == batches[5] == [5, 6, 7]
 
 
 class Unpicklable:

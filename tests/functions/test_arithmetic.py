@@ -9,15 +9,11 @@ from chainer.functions.connection.linear import LinearFunction
 import chainer.links as L
 from chainer.utils.type_check import InvalidType
 import chainerx
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as st_numpy
 import numpy
 import pytest
 
 from tests.helpers import (
     DTYPES,
-    LAYOUTS,
     SIZES,
     K,
     N,
@@ -53,26 +49,6 @@ def test_shared_layer(random, algorithm, sizes, x_dtype, W_dtype):
     with chainer.using_config('common_num', sizes[1]):
         actual = run(x, W, b, gy)
     assert_layer_close(actual, x, W, b, gy, sizes[1])
-
-
-@st.composite
-def matrices(draw, rows, columns, dtype):
-    """A matrix of moderate numbers, in any layout."""
-    numbers = st.integers(-1000, 1000).map(lambda number: number / 64)
-    x = draw(st_numpy.arrays(dtype, (rows, columns), elements=numbers))
-    return LAYOUTS[draw(st.sampled_from(sorted(LAYOUTS)))](x)
-
-
-@given(st.data(), st.sampled_from(ALGORITHMS))
-def test_shared_layer_of_any_shape_and_layout(data, algorithm):
-    batch_size, k, out_size = (data.draw(st.integers(0, 5)) for _ in range(3))
-    n = data.draw(st.integers(1, 6))
-    x_dtype, W_dtype = (data.draw(st.sampled_from(DTYPES)) for _ in range(2))
-    x = data.draw(matrices(batch_size, n * k, x_dtype))
-    W = data.draw(matrices(out_size, k, W_dtype))
-    gy = data.draw(matrices(batch_size, out_size, x_dtype))
-    with patched(n, algorithm):
-        assert_layer_close(run(x, W, None, gy), x, W, None, gy, n)
 
 
 @pytest.mark.parametrize('dtypes', ['ff', 'ee', 'fd', 'de'])

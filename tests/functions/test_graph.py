@@ -2,9 +2,7 @@
 
 from chainer_shared_patch import uninstall
 import chainer
-from chainer import computational_graph
 import chainer.functions as F
-import chainer.links as L
 import numpy
 import pytest
 
@@ -18,7 +16,6 @@ from tests.helpers import (
     TiledLinear,
     assert_same,
     assert_same_steps,
-    fill,
     forward_backward,
     integers,
     iterate,
@@ -114,95 +111,6 @@ def test_forget_of_a_function_with_its_own_number(random, algorithm):
     F.sum(tiled_linear()(x, W) ** 2).backward()
     for a, e in zip(actual, (x.grad, W.grad)):
         numpy.testing.assert_array_equal(a, e)
-
-
-def test_keep_graph_on_report(random, algorithm):
-    x = random.randn(4, N * K)
-    chain, expected = Chain(), Chain(TiledLinear)
-    for keep in (True, False):
-        reporter = chainer.Reporter()
-        observation = {}
-        with chainer.using_config('common_num', N):
-            with chainer.using_config('keep_graph_on_report', keep):
-                with reporter.scope(observation):
-                    chainer.report({'loss': F.sum(chain(x) ** 2)})
-        assert (observation['loss'].creator_node is not None) == keep
-        if keep:
-            chain.cleargrads()
-            observation['loss'].backward()
-    uninstall()
-    expected.cleargrads()
-    F.sum(expected(x) ** 2).backward()
-    assert_same([chain.l1.W.grad], [expected.l1.W.grad])
-
-
-def truncated(linear, xs):
-    """Backpropagation through time, of two steps at most."""
-    with chainer.using_config('dtype', 'd'):
-        link = linear(K, N * K - 2)
-    fill(link)
-    h = numpy.zeros((4, N * K - 2))
-    gW = []
-    loss = 0
-    for step, x in enumerate(xs):
-        h = F.tanh(link(F.concat([x, h])))
-        loss += F.sum(h**2)
-        if step % 2:
-            link.cleargrads()
-            loss.backward()
-            loss.unchain_backward()
-            gW.append(link.W.grad.copy())
-    return h, gW
-
-
-def test_unchain_backward(random, algorithm):
-    xs = [random.randn(4, 2) for _ in range(6)]
-    with chainer.using_config('common_num', N):
-        h, actual = truncated(L.Linear, xs)
-    uninstall()
-    _, expected = truncated(TiledLinear, xs)
-    assert_same(actual, expected)
-    # loss.unchain_backward() reached the last shared layer.
-    assert h.creator_node is None
-
-
-def test_unchained_variable_keeps_what_is_below(random, algorithm):
-    *arrays, _ = make_arrays(random.randn, *SIZES)
-    x, W, b = (chainer.Variable(a) for a in arrays)
-    with chainer.using_config('common_num', N):
-        y = F.linear(x, W, b)
-    h = y * 2
-    y.unchain()
-    F.sum(h).backward()
-    assert x.grad is None and W.grad is None
-    numpy.testing.assert_array_equal(y.grad, 2)
-
-
-def test_retain_grad(random, algorithm):
-    grads = []
-    for linear, common_num in ((L.Linear, N), (TiledLinear, 1)):
-        chain = Chain(linear)
-        x = chainer.Variable(numpy.ones((4, N * K)))
-        with chainer.using_config('common_num', common_num):
-            scaled = x * 2
-            h = chain.l1(scaled)
-            z = F.tanh(h)
-        F.sum(z**2).backward(retain_grad=True)
-        grads.append([v.grad for v in (x, scaled, h, z)])
-        with chainer.using_config('common_num', common_num):
-            scaled = x * 2
-            F.sum(chain.l1(scaled)).backward()
-        assert scaled.grad is None
-    assert_same(*grads)
-
-
-def test_label(random, algorithm):
-    with chainer.using_config('common_num', N):
-        y = Chain()(random.randn(4, N * K))
-    dump = computational_graph.build_computational_graph([y]).dump()
-    assert dump.count(f'label="{LABEL}"') == 1
-    assert dump.count('label="LinearFunction"') == 1
-    assert f'({4}, {N * K}), float64' in dump
 
 
 @pytest.fixture

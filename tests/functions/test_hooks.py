@@ -5,7 +5,7 @@ import io
 from chainer_shared_patch import uninstall
 import chainer
 from chainer import link_hooks
-from chainer.function_hooks import PrintHook, TimerHook
+from chainer.function_hooks import PrintHook
 import chainer.functions as F
 import chainer.links as L
 import numpy
@@ -27,21 +27,6 @@ pytestmark = pytest.mark.arithmetic
 
 
 class TestFunctionHooks:
-    def test_timer(self, random, algorithm):
-        chain = Chain()
-        hook = TimerHook()
-        x = chainer.Variable(random.randn(4, N * K))
-        with chainer.using_config('common_num', N):
-            with hook:
-                for _ in range(3):
-                    F.sum(chain(x)).backward()
-        # Forward and backward of one layer of each kind.
-        for name in ('SharedLinearFunction', 'LinearFunction'):
-            assert hook.summary()[name]['occurrence'] == 2 * 3
-        report = io.StringIO()
-        hook.print_report(file=report)
-        assert 'SharedLinearFunction' in report.getvalue()
-
     def test_print(self, random, algorithm):
         chain = Chain()
         x = chainer.Variable(random.randn(4, N * K))

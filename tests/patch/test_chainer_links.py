@@ -1,6 +1,4 @@
-import copy
 from pathlib import Path
-import pickle
 import re
 
 from chainer_shared_patch import uninstall
@@ -19,7 +17,6 @@ import pytest
 from tests.helpers import (
     K,
     N,
-    TiledLinear,
     assert_same,
     assert_same_steps,
     fill,
@@ -304,32 +301,6 @@ class TestLinksThatAreNotShared:
         ),
     }
 
-    @pytest.mark.parametrize('name', CASES)
-    def test_bit_identical(self, random, algorithm, name):
-        make_link, shapes = self.CASES[name]
-        arrays = [random.randn(*shape).astype('f') for shape in shapes]
-
-        def train():
-            numpy.random.seed(0)  # of the connections that drop
-            link = make_link()
-            fill(link)
-            optimizer = chainer.optimizers.Adam().setup(link)
-            results = []
-            for _ in range(3):
-                xs = [chainer.Variable(a) for a in arrays]
-                y = link(*xs)
-                link.cleargrads()
-                F.sum(y**2).backward()
-                optimizer.update()
-                results += [y.array, *(x.grad for x in xs), *params_of(link)]
-            return results
-
-        with chainer.using_config('common_num', N):
-            actual = train()
-        uninstall()
-        for a, e in zip(actual, train()):
-            numpy.testing.assert_array_equal(a, e)
-
     @pytest.mark.parametrize(
         ('make_link', 'shapes'),
         [
@@ -380,19 +351,9 @@ def copy_params(model, tmp_path):
     return other
 
 
-def to_device(model, tmp_path):
-    other = copy.deepcopy(model)
-    other.to_device('@numpy')
-    return other
-
-
 COPIES = {
-    'deepcopy': lambda model, tmp_path: copy.deepcopy(model),
-    'copy': lambda model, tmp_path: model.copy('copy'),
-    'pickle': lambda model, tmp_path: pickle.loads(pickle.dumps(model)),
     'npz': reload_npz,
     'copyparams': copy_params,
-    'to_device': to_device,
 }
 
 
@@ -419,77 +380,3 @@ class TestCopies:
         with Tiling():
             expected = iterate(Model(), batches, weights)
         assert_same_steps(actual, expected)
-
-    def test_share_mode_copy_has_the_same_weight(self, algorithm, data):
-        (batch, *_), _ = data
-        model = Model()
-        twin = model.copy('share')
-        with chainer.using_config('common_num', N):
-            y = model(batch).array
-            twin.l1.W.array[...] *= 2
-            assert not numpy.allclose(model(batch).array, y)
-            numpy.testing.assert_array_equal(
-                model(batch).array, twin(batch).array
-            )
-
-    def test_state_of_an_lstm_is_copied(self, random, algorithm):
-        x = random.randn(BATCH, N * K)
-        link = Unrolled(lambda: L.LSTM(K, OUT), None).link
-        with chainer.using_config('dtype', 'd'):
-            with chainer.using_config('common_num', N):
-                link(x)
-                twin = copy.deepcopy(link)
-                expected = link(x)
-                actual = twin(x)
-        numpy.testing.assert_array_equal(actual.array, expected.array)
-
-    @pytest.mark.parametrize('mode', ['init', 'copy', 'share'])
-    def test_repeat(self, algorithm, data, mode):
-        def make(linear):
-            with chainer.using_config('dtype', 'd'):
-                layer = linear(K, N * K)
-                fill(layer)
-                chain = layer.repeat(3, mode)
-            if mode == 'init':
-                fill(chain)
-            for i in (1, 3, 5):
-                chain.insert(i, F.tanh)
-            return chain
-
-        with chainer.using_config('common_num', N):
-            chain = make(L.Linear)
-            weights = {id(layer.W) for layer in chain[::2]}
-            arrays = {id(layer.W.array) for layer in chain[::2]}
-            actual = iterate(chain, *data)
-        assert len(weights) == 3
-        assert len(arrays) == (1 if mode == 'share' else 3)
-        uninstall()
-        assert_same_steps(actual, iterate(make(TiledLinear), *data))
-
-    def test_optimizer_state_through_npz(self, tmp_path, algorithm, data):
-        batches, weights = data
-
-        def make(seed):
-            model = Model()
-            fill(model, seed)
-            return model, chainer.optimizers.Adam(0.05).setup(model)
-
-        def train(model, optimizer, part):
-            for batch, weight in zip(batches[part], weights[part]):
-                model.cleargrads()
-                F.sum(model(batch) * weight).backward()
-                optimizer.update()
-
-        first, second = slice(3), slice(3, None)
-        model, optimizer = make(0)
-        resumed, resumed_optimizer = make(1)
-        with chainer.using_config('common_num', N):
-            train(model, optimizer, first)
-            save_npz(str(tmp_path / 'model'), model)
-            save_npz(str(tmp_path / 'optimizer'), optimizer)
-            load_npz(str(tmp_path / 'model'), resumed)
-            load_npz(str(tmp_path / 'optimizer'), resumed_optimizer)
-            train(model, optimizer, second)
-            train(resumed, resumed_optimizer, second)
-        for a, e in zip(params_of(resumed), params_of(model)):
-            numpy.testing.assert_array_equal(a, e)

@@ -83,15 +83,6 @@ def test_twice_is_once(originals):
     assert current() == originals
 
 
-def test_again_and_again(originals):
-    for _ in range(3):
-        install()
-        assert works()
-        uninstall()
-        assert not works()
-    assert current() == originals
-
-
 class TestForeignPatch:
     @pytest.mark.parametrize('name', NAMES)
     def test_on_top(self, originals, monkeypatch, name):

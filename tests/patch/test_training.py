@@ -150,23 +150,6 @@ class TestUpdaters:
             dataset, 4, shuffle=False, n_processes=2
         )
 
-    def multithread(self, dataset):
-        return chainer.iterators.MultithreadIterator(
-            dataset, 4, shuffle=False, n_threads=2
-        )
-
-    @pytest.mark.filterwarnings(
-        'ignore:.*multi-threaded:DeprecationWarning',
-        'ignore:setDaemon:DeprecationWarning',
-    )
-    @pytest.mark.parametrize('kind', ['multiprocess', 'multithread'])
-    def test_iterators(self, algorithm, kind):
-        updater = chainer.training.StandardUpdater
-        with chainer.using_config('common_num', N):
-            actual = self.train(L.Linear, getattr(self, kind), updater)
-        uninstall()
-        assert_same(actual, self.train(TiledLinear, self.serial, updater))
-
     @pytest.mark.filterwarnings(
         'ignore:.*multi-threaded:DeprecationWarning',
         'ignore:setDaemon:DeprecationWarning',

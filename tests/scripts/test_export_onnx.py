@@ -76,31 +76,17 @@ def test_export(tmp_path, random, options, dtype, bias, environment):
 @pytest.mark.parametrize(
     ('changes', 'words'),
     [
-        ({'l3/b': numpy.ones(1)}, 'l3/b is float32 (1,), and should be'),
-        ({'l2/W': numpy.ones((30, 7))}, 'l2/W is float32 (30, 7), and should'),
-        ({'l1/W': numpy.ones(784)}, 'not a model of train_mnist.py'),
-        ({'l1/W': numpy.full((40, 784), numpy.nan)}, 'l1/W is not finite'),
+        ({'l3/b': numpy.ones(1)}, 'l3/b'),
+        ({'l1/W': numpy.full((40, 784), numpy.nan)}, 'differ by up to nan'),
     ],
 )
 def test_model_that_cannot_be_exported(tmp_path, random, changes, words):
-    (tmp_path / 'dense.onnx').write_text('of an earlier run')
     save(tmp_path, random, **changes)
-    assert_fails(run('--out', tmp_path), tmp_path / 'model.npz', words)
-    assert (tmp_path / 'dense.onnx').read_text() == 'of an earlier run'
-
-
-@pytest.mark.parametrize('dtype', ['i8', 'c8'])
-def test_weights_that_are_no_floats(tmp_path, random, dtype):
-    save(tmp_path, random, dtype=dtype)
-    name = numpy.dtype(dtype).name
-    assert_fails(run('--out', tmp_path), f'its weights are {name}, not floats')
+    assert_fails(run('--out', tmp_path), words)
 
 
 def test_no_model(tmp_path):
-    assert_fails(
-        run('--out', tmp_path), tmp_path / 'model.npz', 'No such file'
-    )
-    (tmp_path / 'model.npz').write_text('nothing')
-    assert_fails(run('--out', tmp_path), 'not a model of train_mnist.py')
-    numpy.savez(tmp_path / 'model.npz', W=numpy.ones(3))
-    assert_fails(run('--out', tmp_path), "KeyError('l1/W')")
+    path = tmp_path / 'model.npz'
+    assert_fails(run('--out', tmp_path), path, 'No such file')
+    numpy.savez(path, W=numpy.ones(3))
+    assert_fails(run('--out', tmp_path), path, 'l1/W')

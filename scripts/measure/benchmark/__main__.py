@@ -5,12 +5,8 @@ round. Takes a quarter of an hour, or one or two minutes with --quick. Writes
 performance_tables.md and, in performance/, the plots and benchmark.json.
 """
 
-import argparse
-import importlib.metadata
 import json
 import os
-from pathlib import Path
-import platform
 import shlex
 import sys
 import time
@@ -40,36 +36,18 @@ from measure.benchmark.timing import (
     measure_layer,
     measure_training,
 )
-from measure.machine import describe_machine
+from measure.machine import describe_machine, find_versions, make_parser
 import numpy
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        prog='python -m measure.benchmark',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser('benchmark', __doc__)
     add = parser.add_argument
     add(
         '--device',
         '-d',
         default='@numpy',
         help="Chainer's device specifier, such as @cupy:0 (default: @numpy)",
-    )
-    add('--quick', action='store_true', help='fewer sizes and fewer rounds')
-    add(
-        '--dataset',
-        type=os.path.expanduser,
-        default='auto',
-        help='data to train on, as for train_mnist.py (default: auto)',
-    )
-    add(
-        '--out',
-        '-o',
-        type=Path,
-        default='result-benchmark',
-        help='directory to write to (default: result-benchmark)',
     )
     add(
         '--render',
@@ -82,13 +60,9 @@ def parse_args():
 
 def describe_run(device):
     """Returns the date, the machine, the versions and the command."""
-    versions = {'Python': platform.python_version()}
-    names = 'chainer_shared_patch', 'chainer', 'numpy', 'torch', 'onnxruntime'
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = '(absent)'
+    versions = find_versions(
+        'chainer_shared_patch', 'chainer', 'numpy', 'torch', 'onnxruntime'
+    )
     machine = describe_machine()
     for name in ('OPENBLAS_CORETYPE', 'ATEN_CPU_CAPABILITY'):
         if name in os.environ:

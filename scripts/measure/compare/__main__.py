@@ -6,11 +6,7 @@ quarters of an hour for images, half an hour for a text, and a few minutes with
 --quick.
 """
 
-import argparse
-import importlib.metadata
 import os
-from pathlib import Path
-import platform
 import shlex
 import sys
 import time
@@ -20,40 +16,16 @@ from measure.compare.experiments import PARTS
 from measure.compare.speed import measure_speed
 from measure.compare.tables import make_table
 from measure.compare.training import compute_missing
-from measure.machine import describe_machine
+from measure.machine import describe_machine, find_versions, make_parser
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        prog='python -m measure.compare',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser('compare', __doc__)
     add = parser.add_argument
-    add(
-        '--dataset',
-        type=os.path.expanduser,
-        default='auto',
-        help='images to train on, as for train_mnist.py (default: auto)',
-    )
     add(
         '--text',
         type=os.path.expanduser,
         help='a file of text, for a recurrent network too',
-    )
-    add(
-        '--out',
-        '-o',
-        type=Path,
-        default='result-compare',
-        help='directory to write to (default: result-compare)',
-    )
-    add('--seeds', type=int, help='number of seeds (default: 3, quick: 1)')
-    add(
-        '--epoch',
-        '-e',
-        type=int,
-        help='epochs to train a network from scratch (default: 8, quick: 1)',
     )
     add(
         '--only',
@@ -61,28 +33,22 @@ def parse_args():
         choices=PARTS,
         help='parts to compute (default: all, and text only with --text)',
     )
-    add('--quick', action='store_true', help='fewer networks')
     args = parser.parse_args()
     args.only = args.only or [
         part for part in PARTS if part != 'text' or args.text
     ]
     if 'text' in args.only and not args.text:
         parser.error('--only text needs --text FILE')
-    args.seeds = args.seeds or (1 if args.quick else 3)
-    args.epoch = args.epoch or (1 if args.quick else 8)
+    args.seeds = 1 if args.quick else 3
+    args.epoch = 1 if args.quick else 8
     args.step = 3 if args.quick else 1
     return args
 
 
 def describe_run(descriptions):
-    versions = [
-        f'{name} {importlib.metadata.version(name)}'
-        for name in ('chainer', 'numpy', 'onnxruntime')
-    ]
-    python = 'Python ' + platform.python_version()
-    date = time.strftime('%Y-%m-%d')
-    parts = date, *descriptions, describe_machine(), python, *versions
-    return ', '.join(parts)
+    versions = find_versions('chainer', 'numpy', 'onnxruntime')
+    parts = time.strftime('%Y-%m-%d'), *descriptions, describe_machine()
+    return ', '.join([*parts, *map(' '.join, versions.items())])
 
 
 def main():

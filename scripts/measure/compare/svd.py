@@ -3,6 +3,7 @@
 They are the peer that shared layers are compared with.
 """
 
+from chainer_shared_patch.convert.calibrate import run
 import chainer
 import chainer.functions as F
 import chainer.links as L
@@ -46,26 +47,11 @@ class Fit:
         )
 
 
-class _Watch(chainer.LinkHook):
-    """Keeps the inputs and outputs of a link."""
-
-    def __init__(self, link):
-        super().__init__()
-        self.link = link
-        self.inputs, self.outputs = [], []
-
-    def forward_postprocess(self, args):
-        if args.link is self.link:
-            self.inputs.append(chainer.as_array(args.args[0]))
-            self.outputs.append(args.out.array)
-
-
 def record(model, link, inputs):
     """Returns what a link is given and what it returns for some inputs."""
-    with chainer.using_config('train', False), chainer.no_backprop_mode():
-        with _Watch(link) as watch:
-            model(inputs)
-    return [numpy.concatenate(each) for each in (watch.inputs, watch.outputs)]
+    pairs = []
+    run(model, [(inputs,)], {link: lambda *pair: pairs.append(pair)})
+    return [numpy.concatenate(each) for each in zip(*pairs)]
 
 
 def convert_to_low_rank(model, ranks, inputs):
