@@ -25,6 +25,7 @@ from typing import Any
 from chainer_shared_patch import compat, config, info, startup
 from chainer_shared_patch.compat import explanations
 from chainer_shared_patch.functions import shared_weights
+from chainer_shared_patch.patch import is_installed
 import chainer
 
 
@@ -147,6 +148,8 @@ def _describe_sharing(common_num: int) -> str:
         return (
             'no layer was shared in this process: no input was '
             f'{common_num} times as wide as the weight of its layer'
+            if is_installed()
+            else 'no layer was shared in this process: the patch is off'
         )
     return 'shared layers in this process: ' + ', '.join(
         f'W of shape {shape} by {n} blocks' for shape, n in shared_weights

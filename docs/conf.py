@@ -22,7 +22,9 @@ extensions = [
     'sphinx_copybutton',
 ]
 # Only commands are copied, without their prompts, and no output.
-copybutton_prompt_text = '$ '
+copybutton_prompt_text = r'\$ |>>> |\.\.\. '
+copybutton_prompt_is_regexp = True
+copybutton_line_continuation_character = '\\'
 copybutton_selector = 'div:not(.highlight-text) > div.highlight > pre'
 myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 3  # GitHub's, for links such as page.md#heading
@@ -75,6 +77,8 @@ def visit_math(self, node):
     """Writes MathML, which browsers show without a script or a font."""
     is_block = isinstance(node, nodes.math_block)
     self.body.append(latex2mathml.tex2mathml(node.astext(), is_block))
+    if not is_block:
+        self.body.append('\N{WORD JOINER}')  # keeps punctuation on the line
     raise nodes.SkipNode
 
 

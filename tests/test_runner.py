@@ -106,6 +106,11 @@ def test_says_what_was_shared(folder, as_module, ending):
             '10',
             ['no layer was shared in this process: no input was 10'],
         ),
+        (
+            'import chainer_shared_patch; chainer_shared_patch.uninstall()',
+            '10',
+            ['no layer was shared in this process: the patch is off'],
+        ),
         ('pass', '1', []),
         ('sys.exit(3)', '10', []),
         ('0 / 0', '10', ['Traceback']),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any, SupportsIndex
+import warnings
 
 from chainer_shared_patch.blocks import count_orders, tile_blocks
 from chainer_shared_patch.config import check_integer, check_model
@@ -63,10 +64,10 @@ def share(
     ``chainer.links.Linear`` stay as they are. If there is an error, nothing
     is changed.
 
-    The links and parameters that were there are left alone, so that another
-    model that holds them computes what it did. The weight of a layer to share
-    must not be used elsewhere in the model, as in a tied autoencoder. With
-    calibration inputs, it is an error if that changes the shapes of the
+    The links and parameters that were there are left alone, so that any other
+    model that uses them still computes the same. The weight of a layer to
+    share must not be used elsewhere in the model, as in a tied autoencoder.
+    With calibration inputs, it is an error if that changes the shapes of the
     outputs or makes the model fail.
 
     Which inputs share decides how much the model loses. ``'grouped'`` groups
@@ -102,7 +103,8 @@ def share(
             shows the paths. Those in a ``chainer.Sequential`` need not be in
             order.
         inputs (array or iterable): Batches of calibration inputs, about a
-            thousand examples in all. Each batch is passed to a copy of the
+            thousand examples in all; a warning says if there are fewer than a
+            shared weight has columns. Each batch is passed to a copy of the
             model in test mode; a tuple is passed as several arguments. A
             single array is one batch. The model and the random states of
             Python, NumPy and CuPy stay as they are, except that recurrent
@@ -213,6 +215,7 @@ def share(
                 changes.replace(layer.path, layer.link, shared)
                 if calibration is not None:
                     calibration.shared_last = layer.path
+                    _check_examples(layer, shared)
                 rows.append(
                     SharedLayer(
                         layer.path,
@@ -241,6 +244,18 @@ def share(
         passed_over,
         tuned,
     )
+
+
+def _check_examples(layer: Layer, shared: SharedLinear) -> None:
+    examples = sum(map(len, layer.outputs))
+    columns = shared.W.shape[1]
+    if examples < columns:
+        warnings.warn(
+            f'{layer.path} gets only {examples} rows of calibration inputs, '
+            f'fewer than the {columns} columns of its shared weight: with '
+            'other inputs, the error will be much larger than reported',
+            stacklevel=3,
+        )
 
 
 def make_shared(

@@ -176,7 +176,8 @@ class Calibration:
             raise ValueError(
                 f'share(): {layer.path} is already shared by the patch: its W '
                 f'of shape {layer.link.W.shape} is used for {columns} columns '
-                'of input'
+                'of input; first make it a SharedLinear, with '
+                'SharedLinear.from_params'
             )
         total = sum(y.sum(dtype='d') for y in layer.outputs)
         if not numpy.isfinite(layer.squares.sum() + total):

@@ -20,8 +20,8 @@ def group_columns(
     :math:`e_i`, it looks for groups :math:`c` of :math:`n` columns that make
 
     .. math::
-        \\sum_c \\sum_{i \\in c} e_i \\|w_i - m_c\\|^2, \\quad
-        m_c = \\frac{\\sum_{i \\in c} e_i w_i}{\\sum_{i \\in c} e_i},
+        \\sum_c \\sum_{i \\in c} e_i \\left\\|w_i - m_c\\right\\|^2,
+        \\quad m_c = \\frac{\\sum_{i \\in c} e_i w_i}{\\sum_{i \\in c} e_i},
 
     small. This is the objective of k-means (MacQueen, "Some methods for
     classification and analysis of multivariate observations", 1967), here

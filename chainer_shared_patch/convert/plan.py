@@ -244,7 +244,8 @@ def plan(
     :math:`\\hat y` once it is shared,
 
     .. math::
-        \\sum \\|\\hat y - y\\|^2 \\, / \\, \\sum \\|y\\|^2.
+        \\sum \\left\\|\\hat y - y\\right\\|^2 \\, / \\,
+        \\sum \\left\\|y\\right\\|^2.
 
     It is measured with one layer shared at a time, each with a few numbers of
     blocks; between these, it is taken for a power of the number. Supposing
@@ -354,8 +355,8 @@ def _check_limits(max_parameters: Any, max_loss: Any) -> None:
     given = {name: x for name, x in limits.items() if x is not None}
     if len(given) != 1:
         raise ValueError(
-            'plan(): either max_parameters or max_loss must be given, but '
-            f'{"both" if given else "none"} of them is'
+            'plan(): give either max_parameters or max_loss, and not '
+            f'{"both" if given else "neither"}'
         )
     for name, limit in given.items():
         if not isinstance(limit, Real):

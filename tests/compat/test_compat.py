@@ -220,7 +220,8 @@ def test_finders_of_others():
 import sys
 
 class Old:
-    pass
+    def find_module(self, name, path=None):
+        return None
 
 class Loop:
     def find_spec(self, name, path, target=None):
@@ -231,7 +232,7 @@ class Loop:
                     return spec
 
 import chainer_shared_patch
-sys.meta_path.insert(0, Loop())
+sys.meta_path[:0] = Loop(), Old()
 """
         + USE
     )

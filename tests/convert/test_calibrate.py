@@ -19,7 +19,7 @@ from tests.convert.helpers import (
     average,
     state_of,
 )
-from tests.helpers import assert_same, cut, fill, params_of
+from tests.helpers import K, N, assert_same, cut, fill, params_of
 
 pytestmark = pytest.mark.arithmetic
 
@@ -486,3 +486,13 @@ def test_weights_that_float16_cannot_hold():
     with pytest.raises(ValueError, match='refitted /0 .* range of float16'):
         share(model, 2, inputs=x)
     assert state_of(model) == before
+
+
+@pytest.mark.parametrize(('rows', 'warnings'), [(K - 1, 1), (K, 0)])
+def test_fewer_rows_than_columns_of_a_weight(random, recwarn, rows, warnings):
+    model = chainer.Sequential(L.Linear(IN, OUT))
+    share(model, N, inputs=random.randn(rows, IN))
+    assert len(recwarn) == warnings
+    for each in recwarn:
+        assert f'/0 gets only {rows} rows' in str(each.message)
+        assert each.filename == __file__

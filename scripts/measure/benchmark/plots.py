@@ -43,6 +43,9 @@ def plot_sweep(axes, rows, swept):
     axes.set_xticks([row[swept] for row in rows])
     axes.xaxis.set_major_formatter('{x:.0f}')
     axes.minorticks_off()
+    if swept == 'batch_size':
+        # Room for the legend, below the curves.
+        axes.set_ylim(bottom=axes.get_ylim()[0] / 8)
     label, place = AXES[swept]
     axes.set_xlabel(label)
     axes.set_ylabel('forward and backward [ms]')

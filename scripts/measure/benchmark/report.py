@@ -202,7 +202,7 @@ def render(results):
         '<!-- not run: takes a quarter of an hour -->\n'
         '```console\n$ {command}\n```'.format(**results),
         f'{results["date"]}, {machine}, {versions}.',
-        '[performance.md](performance.md) says how these were measured. Each '
+        '[Performance](performance.md) says how these were measured. Each '
         'time is the median over the rounds; each ratio is the median of the '
         "rounds' ratios.",
         '## Contenders',

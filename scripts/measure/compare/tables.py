@@ -48,4 +48,11 @@ def make_table(rows, records, seeds, speed):
                 form = ',' if isinstance(number, int) else '.3g'
                 line[quantity] = format(number, form)
         lines.append(line)
-    return tabulate(lines, 'keys', 'pipe', disable_numparse=True)
+    names = dict.fromkeys(name for line in lines for name in line)
+    sides = [
+        'left' if name in ('network', 'n or rank') else 'right'
+        for name in names
+    ]
+    return tabulate(
+        lines, 'keys', 'pipe', colalign=sides, disable_numparse=True
+    )
