@@ -85,7 +85,7 @@ class ShareReport(NamedTuple):
     passed_over: tuple[str, ...] = ()
     tuned: tuple[float, float] | None = None
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return '\n'.join([self._tabulate('simple'), *self._make_notes()])
 
     def _repr_html_(self) -> str:
