@@ -103,8 +103,8 @@ def share(
             shows the paths. Those in a ``chainer.Sequential`` need not be in
             order.
         inputs (array or iterable): Batches of calibration inputs, about a
-            thousand examples in all; a warning says if there are fewer than a
-            shared weight has columns. Each batch is passed to a copy of the
+            thousand examples in all; a warning says if there are no more than
+            a shared weight has columns. Each batch is passed to a copy of the
             model in test mode; a tuple is passed as several arguments. A
             single array is one batch. The model and the random states of
             Python, NumPy and CuPy stay as they are, except that recurrent
@@ -249,10 +249,10 @@ def share(
 def _check_examples(layer: Layer, shared: SharedLinear) -> None:
     examples = sum(map(len, layer.outputs))
     columns = shared.W.shape[1]
-    if examples < columns:
+    if examples <= columns:
         warnings.warn(
             f'{layer.path} gets only {examples} rows of calibration inputs, '
-            f'fewer than the {columns} columns of its shared weight: with '
+            f'no more than the {columns} columns of its shared weight: with '
             'other inputs, the error will be much larger than reported',
             stacklevel=3,
         )

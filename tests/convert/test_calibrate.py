@@ -488,8 +488,8 @@ def test_weights_that_float16_cannot_hold():
     assert state_of(model) == before
 
 
-@pytest.mark.parametrize(('rows', 'warnings'), [(K - 1, 1), (K, 0)])
-def test_fewer_rows_than_columns_of_a_weight(random, recwarn, rows, warnings):
+@pytest.mark.parametrize(('rows', 'warnings'), [(K, 1), (K + 1, 0)])
+def test_no_more_rows_than_columns_of_a_weight(random, recwarn, rows, warnings):
     model = chainer.Sequential(L.Linear(IN, OUT))
     share(model, N, inputs=random.randn(rows, IN))
     assert len(recwarn) == warnings
