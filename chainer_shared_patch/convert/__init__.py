@@ -248,12 +248,11 @@ def share(
 
 def _check_examples(layer: Layer, shared: SharedLinear) -> None:
     examples = sum(map(len, layer.outputs))
-    columns = shared.W.shape[1]
-    if examples <= columns:
+    if examples <= shared.W.shape[1]:
         warnings.warn(
-            f'{layer.path} gets only {examples} rows of calibration inputs, '
-            f'no more than the {columns} columns of its shared weight: with '
-            'other inputs, the error will be much larger than reported',
+            f'too few calibration inputs reach {layer.path}, {examples} for '
+            f'a shared weight of shape {shared.W.shape}: with other inputs, '
+            'the error will be much larger than reported',
             stacklevel=3,
         )
 
