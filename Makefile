@@ -37,7 +37,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
     wheelhouse docs test-kernels test-all mutation lint format audit dist smoke clean
 
 help:
-	@echo 'make train        train the network of the article on MNIST'
+	@echo 'make train        train the network of the article on MNIST (EPOCHS=20 DATASET=auto OUT=result)'
 	@echo 'make train-distributed'
 	@echo '                  train it on RANKS=2 processes'
 	@echo 'make test         run the tests'

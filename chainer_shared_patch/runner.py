@@ -17,7 +17,6 @@ import multiprocessing.spawn
 import os
 import pkgutil
 import runpy
-import signal
 import sys
 import types
 from typing import Any
@@ -107,8 +106,6 @@ def main() -> None:
     if args.program and (args.info or args.enable or args.disable):
         parser.error('--info, --enable and --disable run no program')
     if args.info:
-        if hasattr(signal, 'SIGPIPE'):  # so that `--info | head` ends quietly
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         info.print_info()
     elif args.enable or args.disable:
         path = startup.get_path()

@@ -144,7 +144,7 @@ def _give_back(names: Mapping[str, Any], module: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         for name, value in names.items():
-            # What the module has, it may have with another meaning.
+            # A name that the module has may mean something else today.
             if hasattr(module, name):
                 continue
             with contextlib.suppress(AttributeError):

@@ -542,7 +542,7 @@ FIXES = (
         Pad=_convert_pad,
     ),
     _make_fix(
-        'axes are counted otherwise than in Chainer',
+        'axes are counted differently from Chainer',
         PReLUFunction=_convert_prelu,
         Rollaxis=_convert_rollaxis,
         Tile=_convert_tile,

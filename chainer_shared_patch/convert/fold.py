@@ -113,7 +113,7 @@ def _check_outputs(
     model: Link, link: Any, before: Any, order: numpy.ndarray, batches: Batches
 ) -> None:
     """Checks that the outputs stay if the order is undone before the layer."""
-    # Nothing is computed anew in this, so nothing is rounded otherwise.
+    # Nothing is computed anew here, so nothing is rounded differently.
     reached: set[Link] = set()
 
     def reorder(copies: Mapping[Any, Any]) -> None:

@@ -38,8 +38,8 @@ import numpy
 from tqdm import tqdm
 
 # The numbers of blocks to measure first, or those nearest to them. From 50 on,
-# a layer has more orders by default: measured there, and not below, a loss is
-# rather under- than overestimated, and what is underestimated gets measured.
+# a layer has more orders by default, and loses less. Measured there, a loss at
+# smaller numbers is underestimated if anything, and then it gets measured.
 _FIRST = 4, 64
 # What a loss is taken for if it is zero or not finite.
 _LEAST_LOSS, _GREATEST_LOSS = 1e-30, 1e30
@@ -384,7 +384,8 @@ def _choose_layers(
             passed_over.append(path)
             continue
         if type(link) is Linear:
-            # Without a weight, which choose_layers refuses, any number.
+            # Any number that divides the width will do: curves have their
+            # own. Without a weight, choose_layers refuses the layer.
             has_weight = link.W.array is not None
             widths[path] = link.W.shape[1] if has_weight else 2
         else:

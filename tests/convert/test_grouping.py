@@ -192,7 +192,7 @@ def test_more_columns_than_are_grouped_at_once(
 ):
     n, k = 7, 100
     order = random.permutation(n * k)
-    # Almost on a line, that is why their order along it is right.
+    # Almost on a line, which is why their order along it is right.
     centres = numpy.outer([3.0, -1.0, -2.0], numpy.linspace(-1, 1, k))
     centres += offset
     # More rows than are read at once.
