@@ -89,7 +89,7 @@ def group_columns(
         members = run.ravel()
         e = weights[members].astype(numpy.float32)
         scaled = (W[:, members] / scale).astype(numpy.float32)
-        # What all columns have in common would drown out what tells them apart.
+        # What all columns share would drown out what tells them apart.
         scaled -= (scaled @ e / e.sum())[:, None]
         scaled *= e
         groups.append(members[_exchange(scaled.T @ scaled, e, common_num)])
