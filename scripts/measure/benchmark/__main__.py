@@ -39,6 +39,13 @@ from measure.benchmark.timing import (
 from measure.machine import describe_machine, find_versions, make_parser
 import numpy
 
+# Which instructions NumPy's BLAS, PyTorch and PyTorch's BLAS may use.
+INSTRUCTIONS = (
+    'OPENBLAS_CORETYPE',
+    'ATEN_CPU_CAPABILITY',
+    'MKL_ENABLE_INSTRUCTIONS',
+)
+
 
 def parse_args():
     parser = make_parser('benchmark', __doc__)
@@ -64,7 +71,7 @@ def describe_run(device):
         'chainer_shared_patch', 'chainer', 'numpy', 'torch', 'onnxruntime'
     )
     machine = describe_machine()
-    for name in ('OPENBLAS_CORETYPE', 'ATEN_CPU_CAPABILITY'):
+    for name in INSTRUCTIONS:
         if name in os.environ:
             machine += f', {name}={os.environ[name]}'
     if device.xp is not numpy:
