@@ -1,5 +1,9 @@
 """What several test files share: data, models, trainings and comparisons."""
 
+import os
+import subprocess
+import sys
+
 from chainer_shared_patch import SharedLinear
 import chainer
 from chainer.backends.cuda import to_cpu
@@ -29,6 +33,18 @@ ORDERS = {
     'permutation': (PERMUTATION, PERMUTATION),
     'several': (SEVERAL, SEVERAL),
 }
+
+
+def run_python(*args, cwd=None, **environment):
+    """Runs an interpreter; returns its output and status."""
+    return subprocess.run(
+        [sys.executable, *map(str, args)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def integers(random, limit=3):

@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 import threading
 
 from chainer_shared_patch import config
@@ -8,6 +5,8 @@ import chainer
 import chainer.functions as F
 import numpy
 import pytest
+
+from tests.helpers import run_python
 
 x = numpy.ones((2, 20), 'f')
 W = numpy.ones((3, 2), 'f')
@@ -59,16 +58,6 @@ def test_global_config_holds_for_all_threads():
     assert results[0].shape == (2, 3)
 
 
-def run(code, **environment):
-    return subprocess.run(
-        [sys.executable, '-c', code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 @pytest.mark.parametrize(
     ('environment', 'expected'),
     [
@@ -89,7 +78,7 @@ import chainer_shared_patch as plugin, chainer
 print(plugin.is_installed(), chainer.config.common_num,
       chainer.config.shared_algorithm)
 """
-    result = run(code, **environment)
+    result = run_python('-c', code, **environment)
     assert result.stdout.strip() == expected, result.stderr
 
 

@@ -1,11 +1,8 @@
 """The link SharedLinear."""
 
 import copy
-import os
 import pickle
 import re
-import subprocess
-import sys
 import threading
 import tracemalloc
 
@@ -190,15 +187,8 @@ link = chainer_shared_patch.SharedLinear.from_params(
     numpy.array([[1, 2]], 'f'), common_num=2, order='interleaved')
 print(link(numpy.array([[1, 10, 100, 1000]], 'f')).array)
 """)
-    result = subprocess.run(
-        [sys.executable, str(script)],
-        env={**os.environ, 'CHAINER_SHARED_PATCH': '0'},
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert result.stdout == '[[2211.]]\n'
+    result = helpers.run_python(script, CHAINER_SHARED_PATCH='0')
+    assert result.stdout == '[[2211.]]\n', result.stderr
 
 
 class TestWrongInput:

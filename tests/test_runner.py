@@ -3,13 +3,14 @@ import os
 import pstats
 import py_compile
 import re
-import subprocess
 import sys
 import zipfile
 
 from chainer_shared_patch import runner
 from chainer_shared_patch.compat import importing
 import pytest
+
+from tests.helpers import run_python
 
 SCRIPT = """
 import os, sys
@@ -44,19 +45,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def python(folder, *args, **environment):
-    return subprocess.run(
-        [sys.executable, *args],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def run(folder, *args, **options):
-    return python(folder, '-m', 'chainer_shared_patch', *args, **options)
+def run(folder, *args, **environment):
+    options = '-m', 'chainer_shared_patch', *args
+    return run_python(*options, cwd=folder, **environment)
 
 
 OPTIONS = ('--common-num', '10', '--algorithm', 'tile')
@@ -197,7 +188,7 @@ def test_explains_errors_in_the_library_that_has_made_them(folder):
 def test_script_has_no_future_but_its_own(folder):
     code = 'def f(a: int): pass\nprint(f.__annotations__, __builtins__.len)'
     (folder / 'future.py').write_text(code)
-    expected = python(folder, 'future.py').stdout
+    expected = run_python('future.py', cwd=folder).stdout
     assert run(folder, 'future.py').stdout == expected != ''
 
 
@@ -272,7 +263,7 @@ def make_programs(folder):
 def test_every_form_of_program(folder, command):
     make_programs(folder)
     arguments = (*command, '-c', '--info', 'x')
-    expected = python(folder, *arguments)
+    expected = run_python(*arguments, cwd=folder)
     result = run(folder, *OPTIONS, *arguments)
     line, common_num = result.stdout.splitlines()
     # Chainer alone may fail to import, after that line.
@@ -306,7 +297,7 @@ def test_tools_that_run_modules(folder, tool):
     (folder / 'profiled.py').write_text(PROFILE)
     name, *options = tool
     command = ('-m', name, *options, 'chainer_shared_patch', 'profiled.py')
-    result = python(folder, *command, 'x')
+    result = run_python(*command, 'x', cwd=folder)
     assert result.stdout.endswith("True ['profiled.py', 'x']\n"), result.stderr
     assert result.returncode == 0
     if name == 'trace':
@@ -333,14 +324,14 @@ def test_exit_status_is_pythons(folder, ending, as_module):
     code = 'import os, sys\nimport math as numpy\n' + ending
     (folder / 'ending.py').write_text(code)
     command = ('-m', 'ending') if as_module else ('ending.py',)
-    expected = python(folder, *command)
+    expected = run_python(*command, cwd=folder)
     result = run(folder, *command)
     assert result.returncode == expected.returncode
     assert result.stdout == expected.stdout
     # No frame of the runner shows, nor those that Python has of -m.
     expected, actual = (
         re.sub('0x[0-9a-f]+', '0x...', each.stderr)
-        for each in (python(folder, 'ending.py'), result)
+        for each in (run_python('ending.py', cwd=folder), result)
     )
     assert actual == expected
 

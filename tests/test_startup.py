@@ -1,12 +1,13 @@
 """Enabling the plugin for every Python of an environment."""
 
 import os
-import subprocess
 import sys
 import sysconfig
 
 from chainer_shared_patch import info, runner, startup
 import pytest
+
+from tests.helpers import run_python
 
 
 @pytest.fixture
@@ -35,14 +36,8 @@ def site(tmp_path, monkeypatch, command):
 
 def python(site, code, *options, **environment):
     (site / 'program.py').write_text(code)
-    result = subprocess.run(
-        [sys.executable, *options, 'program.py'],
-        cwd=site,
-        env={**os.environ, 'PYTHONPATH': str(site), **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    environment = {'PYTHONPATH': str(site), **environment}
+    result = run_python(*options, 'program.py', cwd=site, **environment)
     assert result.stderr == ''
     assert result.returncode == 0
     return result.stdout

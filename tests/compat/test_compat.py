@@ -1,7 +1,6 @@
 """Chainer's import, in fresh interpreters."""
 
 from pathlib import Path
-import subprocess
 import sys
 import zipfile
 
@@ -11,14 +10,11 @@ import chainer
 from chainer.backends import cuda
 import pytest
 
+from tests.helpers import run_python
+
 
 def run(code, *args):
-    result = subprocess.run(
-        [sys.executable, *args, '-c', code],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    result = run_python(*args, '-c', code)
     assert result.returncode == 0, result.stderr
     return result
 

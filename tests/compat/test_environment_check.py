@@ -1,21 +1,9 @@
 """What Chainer says of its environment, with packages made up."""
 
-import os
-import subprocess
-import sys
-
 import chainer_shared_patch  # noqa: F401
 import pytest
 
-
-def run(folder, *command):
-    return subprocess.run(
-        [sys.executable, *command],
-        env={**os.environ, 'PYTHONPATH': str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+from tests.helpers import run_python
 
 
 @pytest.mark.parametrize(
@@ -27,7 +15,8 @@ def test_no_warning_of_another_version(tmp_path, name, version):
     (folder / 'METADATA').write_text(
         f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n'
     )
-    assert run(tmp_path, '-c', 'import chainer_shared_patch').stderr == ''
+    command = '-c', 'import chainer_shared_patch'
+    assert run_python(*command, PYTHONPATH=str(tmp_path)).stderr == ''
 
 
 def test_cupy_that_misses_a_piece_still_says_so(tmp_path):
@@ -40,6 +29,6 @@ def test_cupy_that_misses_a_piece_still_says_so(tmp_path):
         'cuda.check_cuda_available()'
     )
     for command in (('-c', code), ('-m', 'chainer_shared_patch', '--info')):
-        result = run(tmp_path, *command)
+        result = run_python(*command, PYTHONPATH=str(tmp_path))
         output = result.stdout + result.stderr
         assert 'libcublas.so.12: cannot open shared object file' in output

@@ -1,13 +1,13 @@
 """What --legacy gives back, in fresh interpreters: it changes all modules."""
 
-import os
-import subprocess
 import sys
 
 from chainer_shared_patch import info
 from chainer_shared_patch.compat import importing, legacy
 import numpy
 import pytest
+
+from tests.helpers import run_python
 
 # NumPy's own internals, and what is for interactive use.
 LEFT_OUT = """
@@ -20,14 +20,8 @@ LEFT_OUT = """
 
 
 def run(code, folder, **environment):
-    result = subprocess.run(
-        [sys.executable, '-W', 'error::FutureWarning', '-c', code],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    options = '-W', 'error::FutureWarning', '-c', code
+    result = run_python(*options, cwd=folder, **environment)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

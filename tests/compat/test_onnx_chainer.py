@@ -2,8 +2,6 @@
 
 import os
 from pathlib import Path
-import subprocess
-import sys
 import warnings
 
 import chainer_shared_patch  # noqa: F401
@@ -16,7 +14,7 @@ import onnx_chainer
 import onnxruntime
 import pytest
 
-from tests.helpers import DTYPES, run_onnx
+from tests.helpers import DTYPES, run_onnx, run_python
 
 EXPORT = """
 import chainer, numpy, onnx, onnx_chainer, onnxruntime, sys
@@ -28,12 +26,7 @@ onnxruntime.InferenceSession(graph.SerializeToString())
 
 
 def run(code):
-    result = subprocess.run(
-        [sys.executable, '-c', code],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    result = run_python('-c', code)
     assert result.returncode == 0, result.stderr
     return result
 

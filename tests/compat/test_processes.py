@@ -2,8 +2,6 @@ import itertools
 import multiprocessing
 from multiprocessing.pool import Pool
 import pickle
-import subprocess
-import sys
 import threading
 
 import chainer_shared_patch  # noqa: F401
@@ -12,6 +10,8 @@ import chainer
 from chainer.iterators import MultiprocessIterator
 from chainer.training.extensions import snapshot_writers
 import pytest
+
+from tests.helpers import run_python
 
 
 def take(batch_size, **kwargs):
@@ -162,12 +162,7 @@ if __name__ == '__main__':
 def test_start_method_that_a_program_chooses(tmp_path, args, expected):
     path = tmp_path / 'script.py'
     path.write_text(SCRIPT)
-    result = subprocess.run(
-        [sys.executable, path, *args],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    result = run_python(path, *args)
     assert result.stdout.split() == [expected], result.stderr
 
 
@@ -194,12 +189,7 @@ for name in ('ProcessWriter', 'ProcessQueueWriter'):
 
 def test_processes_that_do_not_run_the_program_anew(tmp_path):
     # A program given by -c, or in a notebook, is no file for them to run.
-    result = subprocess.run(
-        [sys.executable, '-c', SPAWN, tmp_path],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    result = run_python('-c', SPAWN, tmp_path)
     assert result.stdout == '[(2,)]\n', result.stderr
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {'ProcessWriter', 'ProcessQueueWriter'}

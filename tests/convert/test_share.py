@@ -1,8 +1,5 @@
 """share and expand: the model before and after."""
 
-import os
-import subprocess
-import sys
 import tracemalloc
 
 from chainer_shared_patch import SharedLinear, expand, share
@@ -16,7 +13,7 @@ import numpy
 import pytest
 
 from tests.convert.helpers import HIDDEN, MLP, average, state_of, widen
-from tests.helpers import assert_same, fill
+from tests.helpers import assert_same, fill, run_python
 
 pytestmark = pytest.mark.arithmetic
 
@@ -121,11 +118,10 @@ chainer.serializers.load_npz(sys.argv[1], model)
 numpy.save(sys.argv[2], model(numpy.load(sys.argv[2])).array)
 """
     numpy.save(str(tmp_path / 'x.npy'), x)
-    subprocess.run(
-        [sys.executable, '-c', code, str(path), str(tmp_path / 'x.npy')],
-        check=True,
-        env={**os.environ, 'CHAINER_SHARED_PATCH': '0'},
+    result = run_python(
+        *('-c', code, path, tmp_path / 'x.npy'), CHAINER_SHARED_PATCH='0'
     )
+    assert result.returncode == 0, result.stderr
     assert_same([numpy.load(str(tmp_path / 'x.npy'))], [y])
 
 

@@ -1,8 +1,5 @@
 import itertools
 import multiprocessing
-import os
-import subprocess
-import sys
 import threading
 
 from chainer_shared_patch import functions, patched
@@ -18,6 +15,7 @@ from tests.helpers import (
     make_arrays,
     reference,
     run,
+    run_python,
 )
 
 CHILDREN = """
@@ -53,15 +51,9 @@ def test_children_inherit_the_environment(tmp_path, algorithm):
         'CHAINER_COMMON_NUM': '7',
         'CHAINER_SHARED_ALGORITHM': algorithm,
     }
-    lines = subprocess.run(
-        [sys.executable, str(script)],
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout.splitlines()
-    parent, *children = lines
+    result = run_python(script, **environment)
+    assert result.returncode == 0, result.stderr
+    parent, *children = result.stdout.splitlines()
     assert parent.startswith(f"(7, '{algorithm}', (2, 3), ")
     assert len(children) == len(multiprocessing.get_all_start_methods())
     assert set(children) == {parent}

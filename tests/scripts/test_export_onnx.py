@@ -1,26 +1,19 @@
-import os
 from pathlib import Path
 import re
-import subprocess
-import sys
 
 import chainer_shared_patch  # noqa: F401
 import numpy
 import onnx
 import pytest
 
+from tests.helpers import run_python
+
 SCRIPTS = Path(__file__).parents[2] / 'scripts'
 
 
 def run(*args, **environment):
-    return subprocess.run(
-        [sys.executable, 'export_onnx.py', '--repeats', '1', *map(str, args)],
-        cwd=str(SCRIPTS),
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = 'export_onnx.py', '--repeats', '1', *args
+    return run_python(*command, cwd=SCRIPTS, **environment)
 
 
 def save(out, random, common_num=10, dtype='f', **changes):
