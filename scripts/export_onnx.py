@@ -13,7 +13,6 @@ layer's weight tiled, dense.onnx. Both are compared with Chainer and timed.
 import argparse
 import functools
 import os
-import sys
 import timeit
 
 import chainer_shared_patch
@@ -31,6 +30,8 @@ def load_model(path):
     with numpy.load(path) as file:
         W1, W2, W3 = (file[f'l{i}/W'] for i in (1, 2, 3))
         has_bias = 'l2/b' in file
+    if W1.dtype.kind != 'f':
+        raise ValueError(f'its weights are {W1.dtype}, not floats')
     common_num = len(W1) // W2.shape[1]
     with chainer.using_config('dtype', W1.dtype):
         model = MLP(len(W1), len(W2), len(W3), common_num, has_bias)
@@ -102,6 +103,9 @@ def main():
     path = os.path.join(args.out, 'model.npz')
     try:
         model, common_num = load_model(path)
+    except Exception as error:  # whatever NumPy raises for other files
+        parser.exit(1, f'{parser.prog}: error: {path}: {error!r}\n')
+    try:
         dense = model.copy('copy')
         dense.l2.W.array = numpy.tile(model.l2.W.array, (1, common_num))
         images = read_directory(SAMPLE, 't10k')['x'][:100]
@@ -115,8 +119,8 @@ def main():
                 difference = check(runs[-1], each, x)
                 size = os.path.getsize(path)
                 print(f'{name:<12}{size:>12,}{difference:>28.1e}')
-    except (KeyError, OSError, ValueError) as error:
-        sys.exit(f'export_onnx.py: error: {path}: {error}')
+    except (OSError, ValueError) as error:
+        parser.exit(1, f'{parser.prog}: error: {path}: {error}\n')
     print()
     print('batch size     dense, ms    shared, ms  times faster')
     for size in (1, 32):

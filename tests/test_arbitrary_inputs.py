@@ -1,6 +1,6 @@
 """Arbitrary inputs give the right result or a documented error, no other.
 
-What is accepted is compared with something independent: another reader, the
+What is accepted is compared with something independent: the
 definition of a shared layer, or the model before it was shared.
 """
 
@@ -51,7 +51,7 @@ def shared(x, W, b, n):
     return y if b is None else y + b
 
 
-# ------------------------------------------------ environment and options
+# ------------------------------------------------------------ environment
 
 
 @many

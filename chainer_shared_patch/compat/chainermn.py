@@ -157,7 +157,7 @@ FIXES = (
     ),
     Fix(
         module='chainermn.links.batch_normalization',
-        broken='copy.deepcopy of super() never ends',
+        broken='copy.deepcopy of super() recurses without end',
         when='python >= 3.14',
         apply=_fix_batch_normalization,
     ),

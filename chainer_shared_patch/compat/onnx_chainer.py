@@ -1,4 +1,4 @@
-"""Chainer's ONNX exporter, which fails with today's onnx and runtimes."""
+"""Chainer's ONNX exporter, which fails to be imported with today's onnx."""
 
 from __future__ import annotations
 

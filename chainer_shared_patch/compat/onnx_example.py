@@ -4,7 +4,8 @@ The exporter writes what a model does with an example, whose values and sizes
 become constants. The model runs once more with other values: what differs
 between the two graphs depends on them, and is refused. Where ``input_shapes``
 has names, the model also runs with other sizes: what then differs is written
-so that it follows them, or refused.
+so that it follows them, or refused. The exporter's options and its version
+of the format are mended on the way.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class _State:
         ]
         self._random = numpy.random.get_state()
 
-    def restore(self) -> None:
+    def restore(self, random: bool = True) -> None:
         from chainer import using_device
         from chainer.backend import get_device_from_array
 
@@ -116,7 +117,8 @@ class _State:
                 continue
             with using_device(get_device_from_array(value)):
                 value[...] = saved_value
-        numpy.random.set_state(self._random)
+        if random:
+            numpy.random.set_state(self._random)
 
 
 class _Graph:
@@ -381,6 +383,7 @@ def _find_error(a: _Graph, b: _Graph) -> ValueError | None:
 
 def _check_values(graph: _Graph, run: Any, examples: list[Any]) -> None:
     """Refuses what depends on the values, if the model takes others."""
+    run = functools.partial(run, draw_anew=True)
     for step in (-1, 1):  # Sequences may have to be sorted.
         with contextlib.suppress(Exception):
             other = run([_change(each, step) for each in examples])
@@ -389,7 +392,7 @@ def _check_values(graph: _Graph, run: Any, examples: list[Any]) -> None:
         warnings.warn(
             'export(): the model fails with other values than those of the '
             'example, so what depends on them may be a constant',
-            stacklevel=2,
+            stacklevel=7,
         )
         return
     error = _find_error(graph, other)
@@ -397,7 +400,7 @@ def _check_values(graph: _Graph, run: Any, examples: list[Any]) -> None:
         warnings.warn(
             'export(): the model computes something else each time that it '
             'runs with the example; what it drew at random is a constant',
-            stacklevel=2,
+            stacklevel=7,
         )
     elif error:
         raise error
@@ -456,7 +459,7 @@ def _fix_export(export: Any) -> None:
         before = _State(options['model'])
         check = export.check_onnx_model
 
-        def run_again(arrays: list[Any]) -> _Graph:
+        def run_again(arrays: list[Any], draw_anew: bool = False) -> _Graph:
             args = options['args']
             if isinstance(args, dict):
                 args = dict(zip(args, arrays))
@@ -464,7 +467,7 @@ def _fix_export(export: Any) -> None:
                 is_list = isinstance(args, (list, tuple))
                 args = arrays[:] if is_list else arrays[0]
             after = _State(options['model'])
-            before.restore()
+            before.restore(random=not draw_anew)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter('ignore')

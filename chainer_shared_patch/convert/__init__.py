@@ -250,9 +250,9 @@ def _check_examples(layer: Layer, shared: SharedLinear) -> None:
     examples = sum(map(len, layer.outputs))
     if examples <= shared.W.shape[1]:
         warnings.warn(
-            f'too few calibration inputs reach {layer.path}, {examples} for '
-            f'a shared weight of shape {shared.W.shape}: with other inputs, '
-            'the error will be much larger than reported',
+            f'share(): too few calibration inputs reach {layer.path}, '
+            f'{examples} for a shared weight of shape {shared.W.shape}: with '
+            'other inputs, the error is likely to be much larger',
             stacklevel=3,
         )
 

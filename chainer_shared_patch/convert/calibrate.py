@@ -114,12 +114,12 @@ def find_arrays(outputs: Any) -> Iterator[Any]:
         yield outputs
 
 
-def find_floats(outputs: Any, losses: bool = False) -> list[Any]:
-    """Returns what can be compared: no labels and, by default, no losses."""
+def find_floats(outputs: Any, scalars: bool = False) -> list[Any]:
+    """Returns what can be compared: no labels and, by default, no scalars."""
     return [
         chainer.as_variable(each)
         for each in find_arrays(outputs)
-        if each.dtype.kind == 'f' and each.size and (losses or each.ndim)
+        if each.dtype.kind == 'f' and each.size and (scalars or each.ndim)
     ]
 
 

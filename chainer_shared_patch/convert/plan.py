@@ -355,8 +355,8 @@ def _check_limits(max_parameters: Any, max_loss: Any) -> None:
     given = {name: x for name, x in limits.items() if x is not None}
     if len(given) != 1:
         raise ValueError(
-            'plan(): give either max_parameters or max_loss, and not '
-            f'{"both" if given else "neither"}'
+            'plan(): give either max_parameters or max_loss: '
+            f'{"both are" if given else "neither is"} given'
         )
     for name, limit in given.items():
         if not isinstance(limit, Real):

@@ -9,7 +9,7 @@ import re
 
 
 def make_parser(name, description):
-    """Makes a parser with the options of both the measurements."""
+    """Makes a parser with the options that both measurements have."""
     parser = argparse.ArgumentParser(
         prog=f'python -m measure.{name}',
         description=description,

@@ -11,6 +11,7 @@ import chainer.links as L
 import numpy
 import onnx
 import onnx_chainer
+from onnx_chainer.onnx_helper import GraphBuilder
 import onnxruntime
 import pytest
 
@@ -171,3 +172,22 @@ else:
 """
     )
     assert result.stderr == ''
+
+
+@pytest.mark.filterwarnings('ignore:.*is experimental:FutureWarning')
+def test_converters_of_the_program():
+    def convert_erf(params):
+        graph = GraphBuilder()
+        graph.op('Erf', params.input_names)
+        return graph.nodes(output_names=params.output_names)
+
+    x = numpy.ones((2, 3), 'f')
+    graph = onnx_chainer.export(
+        chainer.Sequential(F.erf),
+        x,
+        opset_version=9,
+        external_converters={'Erf': convert_erf},
+        input_shapes=('batch', 3),
+    )
+    onnx.checker.check_model(graph)
+    assert [node.op_type for node in graph.graph.node] == ['Erf']

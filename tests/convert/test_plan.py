@@ -341,7 +341,7 @@ class Infinite(MLP):
             X,
             {'max_parameters': 99, 'max_loss': 0.1},
             ValueError,
-            'either max_parameters or max_loss .* both',
+            'either max_parameters or max_loss: both',
         ),
         (
             MLP,

@@ -81,5 +81,7 @@ def test_model_that_cannot_be_exported(tmp_path, random, changes, words):
 def test_no_model(tmp_path):
     path = tmp_path / 'model.npz'
     assert_fails(run('--out', tmp_path), path, 'No such file')
+    path.write_text('')
+    assert_fails(run('--out', tmp_path), path)
     numpy.savez(path, W=numpy.ones(3))
     assert_fails(run('--out', tmp_path), path, 'l1/W')

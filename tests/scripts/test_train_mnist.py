@@ -245,3 +245,28 @@ def test_unit_need_not_be_divisible_without_the_patch(tmp_path, small):
     args = ('--dataset', small, '--out', tmp_path, '-e', 1, '--unit', 1001)
     result = train(*args, CHAINER_SHARED_PATCH='0')
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize('name', ['it\'s "$HOME" `pwd`', '-x', '~/x'])
+def test_make_train_takes_any_name(tmp_path, name):
+    """A Python that shows its arguments takes the place of the real one."""
+    python = tmp_path / 'venv' / 'bin' / 'python'
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nprintf "%s\\0" "$@" > "$0.args"\n')
+    python.chmod(0o755)
+    (python.parent.parent / 'installed-plot').touch()
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ('MAKEFLAGS', 'MFLAGS', 'ARGS', 'PYTHON', 'EPOCHS')
+    }
+    subprocess.run(
+        ['make', f'VENV={python.parent.parent}', 'train'],
+        cwd=str(SCRIPTS.parent),
+        env={**environment, 'OUT': name, 'DATASET': f'data {name}'},
+        check=True,
+        timeout=60,
+    )
+    args = Path(f'{python}.args').read_text().split('\0')
+    assert f'--out={name}' in args
+    assert f'--dataset=data {name}' in args
