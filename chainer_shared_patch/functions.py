@@ -131,10 +131,7 @@ class SharedLinearFunction(linear.LinearFunction):
     def forward(self, inputs: tuple[NdArray, ...]) -> tuple[NdArray, ...]:
         if not chainer.config.type_check:
             # Of other widths, it would compute something else.
-            with type_check.get_function_check_context(self):
-                self.check_type_forward(
-                    type_check.get_types(inputs, 'in_types', False)
-                )
+            self._check_data_type_forward(inputs)
         x, W, *b = inputs
         shared_weights[W.shape, self.common_num] = None
         if self.shared_algorithm == 'sum':
