@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 from chainer_shared_patch import SharedLinear, uninstall
 import chainer
 from chainer.exporters import caffe
@@ -28,6 +25,7 @@ from tests.helpers import (
     integers,
     make_arrays,
     run_onnx,
+    run_python,
 )
 
 pytestmark = pytest.mark.arithmetic
@@ -274,7 +272,8 @@ def test_onnx_is_not_imported():
         'import sys, chainer_shared_patch\n'
         "assert not {'onnx', 'onnx_chainer'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
+    result = run_python('-c', code)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize('layer', LAYERS)

@@ -2,8 +2,6 @@ import gzip
 import hashlib
 import http.server
 import os
-import subprocess
-import sys
 import threading
 
 import chainer_shared_patch  # noqa: F401
@@ -13,6 +11,8 @@ from chainer.dataset import download
 from chainer.datasets import mnist
 import numpy
 import pytest
+
+from tests.helpers import run_python
 
 from ..test_datasets import make_idx
 
@@ -206,19 +206,14 @@ def test_files_that_chainer_has_downloaded(files, arrays, serve, root):
 
 def test_import_is_light(tmp_path):
     """Importing imports no downloader and makes no directory."""
-    subprocess.run(
-        [
-            *(sys.executable, '-c'),
-            'import sys, chainer_shared_patch, chainer.datasets.mnist\n'
-            'assert not {"pooch", "requests"} & set(sys.modules)',
-        ],
-        env={
-            **os.environ,
-            'HOME': str(tmp_path),
-            'XDG_CACHE_HOME': str(tmp_path),
-            'CHAINER_DATASET_ROOT': str(tmp_path / 'root'),
-        },
-        check=True,
+    result = run_python(
+        '-c',
+        'import sys, chainer_shared_patch, chainer.datasets.mnist\n'
+        'assert not {"pooch", "requests"} & set(sys.modules)',
+        HOME=str(tmp_path),
+        XDG_CACHE_HOME=str(tmp_path),
+        CHAINER_DATASET_ROOT=str(tmp_path / 'root'),
     )
+    assert result.returncode == 0, result.stderr
     # CuPy makes one, where it is installed.
     assert {path.name for path in tmp_path.iterdir()} <= {'.cupy'}
